@@ -1,0 +1,42 @@
+# `make demo` and `make test` set up what they need; `make check` is what CI runs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check lint types format clean
+
+demo: $(READY)
+	$(BIN)/mambalab demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: lint types test
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY) build/ns/mambalab
+	$(BIN)/pyright
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch goes first and pinned: an open range asked for by another package would bring the newest CUDA build.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mambalab needs Python 3.11 or later")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,peers]'
+	touch $@
+
+# pyright follows the namespace through this link.
+build/ns/mambalab:
+	mkdir -p build/ns
+	ln -sfn ../.. $@
+
+clean:
+	rm -rf build dist *.egg-info

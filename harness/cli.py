@@ -1,0 +1,175 @@
+"""The `mambalab` command: thin subcommands; a user's mistake is one line on stderr and exit status 2."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+# Options that several commands share.
+Option = Callable[[Any], Any]
+
+
+def _eval_options(command: Any) -> Any:
+    options: list[Option] = [
+        click.option("--tasks", default="", help="Comma-separated lm-eval task names or YAML paths; default: the six of the paper's Table 3."),
+        click.option("--num-fewshot", type=int, help="Examples in the prompt; default: the task's own (0 for the six)."),
+        click.option("--data", metavar="DIR", help="Read data sets offline from DIR, laid out like the hub (see fetch)."),
+        click.option("--limit", type=int, help="Only the first N documents of each task."),
+        click.option("--dtype", default="auto", show_default=True, help="auto, float32, float16 or bfloat16."),
+        click.option("--device", help="cpu, cuda or cuda:N; default: cuda where there is one."),
+        click.option("--backend", help="A backend of the scan by name (see doctor); never falls back."),
+        click.option("--parity", help="fp16: round as the official evaluation script does."),
+        click.option("--revision", help="Revision of the checkpoint on the hub."),
+        click.option("--tokenizer", metavar="PATH", help="A tokenizer.json, a directory or a hub id; default: the checkpoint's, else GPT-NeoX-20B."),
+        click.option("--max-length", default=2048, show_default=True, help="Longer requests lose their left end."),
+        click.option("--batch-tokens", default=2048, show_default=True, help="Input tokens of one forward pass."),
+        click.option("--offline", is_flag=True, help="Never ask the hub; only its cache and local directories."),
+        click.option("--seed", default=1234, show_default=True, help="For few-shot examples and sampling."),
+        click.option("--out", default="runs", show_default=True, metavar="DIR", help="Where run directories go."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="mambalab")
+def cli() -> None:
+    """Evaluate Mamba checkpoints zero-shot beside Pythia, on any machine, and get tables made from records."""
+
+
+@cli.command("eval")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@_eval_options
+def eval_command(models: tuple[str, ...], tasks: str, out: str, **options: Any) -> None:
+    """Evaluate MODELs (a directory, a hub id, or a name of `mambalab models`) and print the table."""
+    _go_offline(options["offline"] or options["data"] is not None)
+    from .zero_shot import TASKS, Settings, evaluate
+
+    names = tuple(t.strip() for t in tasks.split(",") if t.strip()) if tasks else TASKS
+    chosen = [Settings(model=model, tasks=names, **options) for model in models]
+    runs = [evaluate(settings, Path(out), command=_command_line()) for settings in chosen]
+    _print_report(runs, None, ())
+    for run in runs:
+        click.echo(f"records: {run}", err=True)
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option("--pair", nargs=2, multiple=True, metavar="A B", help="Compare two models on the same documents; default: both of two.")
+@click.option("--out", metavar="DIR", help="Also write report.md and report.csv there.")
+def report(runs: tuple[str, ...], pair: tuple[tuple[str, str], ...], out: str | None) -> None:
+    """The zero-shot table of RUNs (our run directories or lm-eval's result files) beside the published numbers."""
+    _print_report([Path(run) for run in runs], out, pair)
+
+
+def _print_report(runs: Sequence[Path], out: str | None, pairs: Sequence[tuple[str, str]]) -> None:
+    from ..reports.tables import report as make_report
+    from .store import write_text
+
+    made = make_report(runs, pairs=pairs)
+    click.echo(made.markdown)
+    if out is not None:
+        write_text(Path(out) / "report.md", made.markdown)
+        write_text(Path(out) / "report.csv", made.csv)
+
+
+@cli.command()
+def models() -> None:
+    """The checkpoints known by name, with their shapes."""
+    from ..models.registry import SPECS
+
+    click.echo(f"{'name':<20} {'parameters':>14}  {'layers':>6} {'d_model':>7}  hub id")
+    for spec in SPECS:
+        click.echo(f"{spec.name:<20} {spec.n_parameters:>14,}  {spec.n_layer:>6} {spec.d_model:>7}  {spec.hub}")
+
+
+@cli.command()
+@click.argument("directory")
+@click.option("--tasks", default="", help="Comma-separated names among the six; default: all.")
+def fetch(directory: str, tasks: str) -> None:
+    """Fill DIRECTORY with the six tasks' data sets from the hub, and write its SHA-256 manifest."""
+    from .data import fetch as fetch_data
+
+    names = [t.strip() for t in tasks.split(",") if t.strip()]
+    for line in fetch_data(Path(directory), names or None):
+        click.echo(line)
+
+
+@cli.command()
+@click.option("--hub", is_flag=True, help="Also try to reach the hub.")
+def doctor(hub: bool) -> None:
+    """What works here, what does not, and why."""
+    from .doctor import diagnose, render
+
+    findings = diagnose(hub=hub)
+    click.echo(render(findings))
+    if any(finding.state == "problem" for finding in findings):
+        sys.exit(1)
+
+
+@cli.command("lm-eval", context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def lm_eval(arguments: tuple[str, ...]) -> None:
+    """lm-eval's own command line with `--model mambalab` registered: all ARGUMENTS go to it."""
+    from lm_eval.__main__ import cli_evaluate
+
+    from . import lm  # noqa: F401  (registers the adapter)
+    from .templates import compiled_once
+
+    sys.argv = ["lm-eval", *arguments]
+    with compiled_once():
+        cli_evaluate()
+
+
+@cli.command()
+@click.argument("source")
+@click.argument("destination")
+@click.option("--layout", type=click.Choice(["mamba_ssm", "hf"]), required=True, help="The layout to write.")
+def convert(source: str, destination: str, layout: str) -> None:
+    """Rewrite a Mamba checkpoint (either layout, recognised by content) in the other layout."""
+    from ..models import checkpoint
+
+    checkpoint.save(checkpoint.load(source, dtype=None), Path(destination), layout=layout)
+    click.echo(f"wrote {destination} in the {layout} layout")
+
+
+def _go_offline(offline: bool) -> None:
+    """Before transformers and datasets are imported: they read these once."""
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        os.environ["HF_DATASETS_OFFLINE"] = "1"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+def _command_line() -> str:
+    return shlex.join(["mambalab", *sys.argv[1:]])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command. ValueError and OSError are the user's to mend: one line, status 2 (a traceback with MAMBALAB_TRACEBACK=1)."""
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    logging.getLogger("mambalab").setLevel(logging.INFO)
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    try:
+        cli.main(args=list(arguments) if arguments is not None else None, prog_name="mambalab", standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except (ValueError, OSError) as error:
+        if os.environ.get("MAMBALAB_TRACEBACK"):
+            raise
+        _fail(str(error))
+
+
+def _fail(message: str) -> None:
+    print("mambalab: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)

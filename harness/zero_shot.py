@@ -1,0 +1,322 @@
+"""One zero-shot evaluation: from settings to a run directory with records, samples and provenance."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from ..reports.record import Record, to_lines
+from . import data as data_files
+from .provenance import provenance
+from .store import write_json, write_text
+from .templates import compiled_once
+
+# Mamba paper, Table 3, in its order of columns.
+TASKS = ("lambada_openai", "hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande")
+STOCK_FOLDERS = ("lambada", "hellaswag", "piqa", "arc", "winogrande")
+SAMPLE_FIELDS = ("doc_id", "doc_hash", "prompt_hash", "target_hash", "target", "filter", "filtered_resps", "metrics")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What decides an evaluation's numbers, for one model.
+
+    data       directory laid out like the hub, or None for the hub and its cache
+    limit      first documents of each task, or None for all
+    dtype      auto | float32 | float16 | bfloat16 (weights)
+    parity     None, or "fp16": the official script's arithmetic
+    """
+
+    model: str
+    tasks: tuple[str, ...] = TASKS
+    num_fewshot: int | None = None
+    data: str | None = None
+    limit: int | None = None
+    dtype: str = "auto"
+    device: str | None = None
+    backend: str | None = None
+    parity: str | None = None
+    revision: str | None = None
+    tokenizer: str | None = None
+    max_length: int = 2048
+    batch_tokens: int = 2048
+    offline: bool = False
+    seed: int = 1234
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ValueError("no tasks given")
+        if len(set(self.tasks)) != len(self.tasks):
+            raise ValueError(f"a task is named twice in {', '.join(self.tasks)}")
+        for name, least in (("limit", 1), ("num_fewshot", 0), ("max_length", 1), ("batch_tokens", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, not {value}")
+
+
+def load_tasks(names: Sequence[str], data: Path | None) -> dict[str, Any]:
+    """lm-eval's tasks by name or YAML path, with their documents read; from `data` when given. One-line ValueErrors."""
+    from lm_eval.tasks import TaskManager
+
+    specs = [str(Path(name).resolve()) if name.endswith((".yaml", ".yml")) else name for name in names]
+    if set(specs) <= set(TASKS):
+        import lm_eval.tasks
+
+        stock = Path(lm_eval.tasks.__file__).parent
+        manager = TaskManager(include_defaults=False, include_path=[stock / folder for folder in STOCK_FOLDERS])
+    else:
+        manager = TaskManager()
+    for name, spec in zip(names, specs, strict=True):
+        _check_known(name, spec, manager.all_tasks)
+    loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
+    with _reading_from(data):
+        for name, spec in zip(names, specs, strict=True):
+            try:
+                found = manager.load([spec])
+            except Exception as error:
+                where = f"in {data}" if data else "on the hub or in its cache"
+                raise ValueError(f"task {name}: its documents can't be read {where} ({_line(error)})") from error
+            for part in loaded:
+                loaded[part] |= found.get(part, {})
+    for name, task in loaded["tasks"].items():
+        if not len(task.eval_docs):
+            raise ValueError(f"task {name} has no documents")
+    return loaded
+
+
+def _check_known(name: str, spec: str, known: Sequence[str]) -> None:
+    if spec.endswith((".yaml", ".yml")):
+        if not Path(spec).is_file():
+            raise ValueError(f"no task file at {name}")
+    elif name not in known:
+        near = get_close_matches(name, [*TASKS, *known], n=3)
+        raise ValueError(f"unknown task {name!r}" + (f"; nearest: {', '.join(dict.fromkeys(near))}" if near else ""))
+
+
+@contextlib.contextmanager
+def _reading_from(data: Path | None) -> Iterator[None]:
+    """Let `datasets` resolve hub names inside `data`: stock task files name them, and a relative directory comes first.
+
+    The Arrow copies go to a folder of this run: a shared cache could hold other bytes under the same name.
+    """
+    if data is None:
+        yield
+        return
+    import datasets
+
+    stock = datasets.config.HF_DATASETS_CACHE
+    with tempfile.TemporaryDirectory(prefix="mambalab-") as folder, contextlib.chdir(data):
+        datasets.config.HF_DATASETS_CACHE = folder
+        datasets.disable_progress_bars()
+        try:
+            yield
+        finally:
+            datasets.config.HF_DATASETS_CACHE = stock
+
+
+def evaluate(settings: Settings, out: Path, *, command: str = "") -> Path:
+    """Evaluate one model; returns its run directory (`out/NAME-KEY`), complete when records.jsonl is there.
+
+    A directory that already holds the records of the same settings, checkpoint, tokenizer, data and package is kept.
+    """
+    digests = check_data(settings)
+    _check_writable(out)
+    started = time.time()
+    tasks = load_tasks(settings.tasks, Path(settings.data) if settings.data else None)
+    loaded = time.time()
+    lm = open_model(settings)
+    origin = _provenance(settings, lm, tasks, digests, command)
+    identity = _identity(settings, origin)
+    run = out / f"{_slug(settings.model)}-{identity[:12]}"
+    if (run / "records.jsonl").is_file():
+        logging.getLogger("mambalab").warning("%s is complete already: kept", run)
+        return run
+    ready = time.time()
+    results = _run(settings, lm, tasks)
+    origin["truncated_requests"] = lm.truncated
+    _write(run, settings, identity, origin, results)
+    stages = {"load tasks": loaded - started, "load model": ready - loaded, "evaluate": time.time() - ready}
+    write_json(run / "times.json", {"started": started, "seconds": {k: round(v, 3) for k, v in stages.items()}})
+    return run
+
+
+def check_data(settings: Settings) -> dict[str, str]:
+    """SHA-256 of the data files; a directory that breaks its manifest, or a document that breaks its schema, is an error."""
+    if settings.data is None:
+        return {}
+    directory = Path(settings.data)
+    if not directory.is_dir():
+        raise ValueError(f"no data directory at {settings.data}")
+    digests = data_files.check_manifest(directory)
+    for task in settings.tasks:
+        if task in data_files.DATASETS:
+            data_files.check_documents(directory, task)
+    return digests
+
+
+def open_model(settings: Settings) -> Any:
+    """The lm-eval adapter that fits the checkpoint: ours for Mamba, transformers' for anything else."""
+    from ..models import checkpoint
+    from .lm import MambaLM, TransformersLM
+
+    directory = checkpoint.find(settings.model, revision=settings.revision, offline=settings.offline)
+    ours = checkpoint.layout(directory) != "transformers"
+    if not ours and settings.backend is not None:
+        raise ValueError(f"{settings.model} is not a Mamba: it runs in transformers, and --backend {settings.backend} has no meaning")
+    adapter = MambaLM if ours else TransformersLM
+    arguments = {"backend": settings.backend} if ours else {}
+    return adapter(
+        str(directory),
+        tokenizer=settings.tokenizer,
+        dtype=settings.dtype,
+        device=settings.device,
+        parity=settings.parity,
+        max_length=settings.max_length,
+        batch_tokens=settings.batch_tokens,
+        offline=settings.offline,
+        **arguments,
+    )
+
+
+def _run(settings: Settings, lm: Any, tasks: dict[str, Any]) -> dict[str, Any]:
+    from lm_eval import simple_evaluate
+
+    with compiled_once():
+        results = simple_evaluate(
+            model=lm,
+            tasks=[*tasks["groups"].values(), *_outside_groups(tasks)],
+            num_fewshot=settings.num_fewshot,
+            limit=settings.limit,
+            # Standard errors are computed here from the samples: lm-eval's bootstrap forks a pool after threads have run.
+            bootstrap_iters=0,
+            random_seed=settings.seed,
+            numpy_random_seed=settings.seed,
+            torch_random_seed=settings.seed,
+            fewshot_random_seed=settings.seed,
+        )
+    assert results is not None
+    return dict(results)
+
+
+def _outside_groups(tasks: dict[str, Any]) -> list[Any]:
+    inside = {id(task) for group in tasks["groups"].values() for task in group.get_all_tasks()}
+    return [task for task in tasks["tasks"].values() if id(task) not in inside]
+
+
+def _provenance(
+    settings: Settings, lm: Any, tasks: dict[str, Any], digests: dict[str, str], command: str
+) -> dict[str, Any]:
+    from ..models import checkpoint
+
+    source = {
+        "source": settings.model,
+        "revision": settings.revision,
+        "digest": checkpoint.digest(lm.checkpoint),
+        "layout": checkpoint.layout(lm.checkpoint),
+        "note": checkpoint.note(lm.checkpoint),
+    }
+    return provenance(
+        backend=lm.backend_name,
+        kernel=lm.kernel,
+        device=str(lm.device),
+        dtype=str(lm.dtype).removeprefix("torch."),
+        command=command,
+        checkpoint=source,
+        tokenizer=lm.tokenizer_name,
+        data=digests,
+        task_version={name: task.VERSION for name, task in tasks["tasks"].items()},
+        documents={name: len(task.eval_docs) for name, task in tasks["tasks"].items()},
+    )
+
+
+def _identity(settings: Settings, origin: dict[str, Any]) -> str:
+    """The content key of a run: everything that decides its numbers, by content and not by path."""
+    decides = asdict(replace(settings, model="", data=None, tokenizer=None, revision=None, device=None, offline=False))
+    for key in ("digest", "versions", "device", "dtype", "backend", "kernel", "tokenizer", "data", "task_version"):
+        decides[f"provenance.{key}"] = origin.get(key)
+    decides["checkpoint"] = origin["checkpoint"]["digest"]
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def _write(run: Path, settings: Settings, identity: str, origin: dict[str, Any], results: dict[str, Any]) -> None:
+    """Write the run directory; records.jsonl comes last, so its presence says that the run is whole."""
+    samples = results["samples"]
+    for task, rows in samples.items():
+        write_text(run / "samples" / f"{task}.jsonl", "".join(_sample_line(row) for row in rows))
+    write_json(run / "provenance.json", origin)
+    write_json(run / "run.json", {"key": identity, "model": settings.model, "settings": asdict(settings)})
+    records = list(_records(settings, origin, results))
+    write_text(run / "records.jsonl", to_lines(records))
+
+
+def _sample_line(row: dict[str, Any]) -> str:
+    kept = {name: row[name] for name in (*SAMPLE_FIELDS, *row["metrics"]) if name in row}
+    return json.dumps(kept, sort_keys=True, ensure_ascii=False, default=str) + "\n"
+
+
+def _records(settings: Settings, origin: dict[str, Any], results: dict[str, Any]) -> Iterator[Record]:
+    per_task = {k: v for k, v in origin.items() if k not in ("task_version", "documents", "truncated_requests")}
+    for task, metrics in {**results["results"], **results.get("groups", {})}.items():
+        rows = results["samples"].get(task)
+        for key, value in metrics.items():
+            metric, comma, chosen = key.partition(",")
+            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            values = [row[metric] for row in rows or () if row["filter"] == chosen and metric in row]
+            count = results.get("n-samples", {}).get(task, {}).get("effective")
+            yield Record(
+                experiment="zero-shot",
+                model=settings.model,
+                task=task,
+                metric=metric if chosen == "none" else key,
+                setting={"num_fewshot": results["n-shot"].get(task), "limit": settings.limit, "parity": settings.parity},
+                seed=settings.seed,
+                value=float(value),
+                stderr=standard_error(metric, float(value), values),
+                n=len(values) or count,
+                provenance=per_task | {"task_version": results["versions"].get(task), "documents": origin["documents"].get(task)},
+            )
+
+
+def standard_error(metric: str, value: float, values: Sequence[Any]) -> float | None:
+    """Standard error of a mean from its documents' values (n - 1 in the variance, as lm-eval's).
+
+    For `perplexity` = exp(-mean log-likelihood) the delta method: the value times the mean's standard error.
+    None for other aggregates, and for fewer than two documents.
+    """
+    if len(values) < 2 or not all(isinstance(v, int | float) for v in values):
+        return None
+    mean = math.fsum(values) / len(values)
+    of_mean = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+    if metric == "perplexity":
+        return value * of_mean
+    return of_mean if math.isclose(mean, value, rel_tol=1e-9, abs_tol=1e-12) else None
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"can't write in {folder}: {os.strerror(error.errno or 0)}") from error
+
+
+def _slug(name: str) -> str:
+    tail = name.rstrip("/").rsplit("/", 1)[-1]
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in tail) or "model"
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:240]
