@@ -222,4 +222,4 @@ def _gradients(
         outputs, seeds = zip(*pairs, strict=True) if pairs else ((), ())
         given = [leaf for leaf in leaves if leaf is not None]
         found = iter(torch.autograd.grad(outputs, given, seeds, materialize_grads=True))
-    return tuple(None if x is None else next(found).contiguous() for x in inputs)
+    return tuple(None if x is None else next(found).resolve_conj().resolve_neg().contiguous() for x in inputs)

@@ -1,0 +1,85 @@
+"""The public step: one token of a whole Mamba mixer, both of its states advanced in place."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Inexact
+from torch import Tensor
+
+from .backends import pick
+from .checks import check_step
+
+
+def step_(
+    x: Float[Tensor, "b d"],
+    z: Float[Tensor, "b d"] | None,
+    conv_weight: Float[Tensor, "d k"],
+    conv_bias: Float[Tensor, "d"] | None,
+    x_proj: Float[Tensor, "p d"],
+    dt_proj: Float[Tensor, "d r"] | None,
+    A: Inexact[Tensor, "d n"],
+    D: Float[Tensor, "d"] | None,
+    delta_bias: Float[Tensor, "d"] | None,
+    conv_state: Float[Tensor, "b past d"],
+    scan_state: Inexact[Tensor, "b d n"],
+    *,
+    B: Inexact[Tensor, "d n"] | None = None,
+    C: Inexact[Tensor, "d n"] | None = None,
+    activation: str | None = "silu",
+    delta_softplus: bool = True,
+    discretisation: str = "euler",
+    backend: str | None = None,
+) -> Float[Tensor, "b d"]:
+    """One token between in_proj and out_proj: y (b d) in x's dtype; writes conv_state and scan_state.
+
+        x = causal_conv1d(x)      (Δ, B, C) = x_proj x      y = selective_scan(x, dt_proj Δ, A, B, C, D, z, delta_bias)
+
+    The rows of x_proj (p d) are [Δ r | B n | C n]. A static B or C (d n) is given instead of its rows; a static Δ is
+    dt_proj = None, which makes r = 0 and leaves Δ to delta_bias alone. Dtypes are those of `causal_conv1d` and
+    `selective_scan`; x_proj and dt_proj are in x's dtype. z = None is no gate.
+
+    It has no gradient: going backward through it raises. ValueError where a shape, dtype, device or name is wrong.
+    """
+    act = "" if activation is None else activation
+    check_step(
+        x, z, conv_weight, conv_bias, x_proj, dt_proj, A, D, delta_bias, conv_state, scan_state, B, C, act,
+        discretisation,
+    )  # fmt: skip
+    return _step(
+        x, z, conv_weight, conv_bias, x_proj, dt_proj, A, D, delta_bias, conv_state, scan_state, B, C, act,
+        delta_softplus, discretisation, backend or "",
+    )  # fmt: skip
+
+
+@torch.library.custom_op("mambalab::step_", mutates_args=("conv_state", "scan_state"))
+def _step(
+    x: Tensor,
+    z: Tensor | None,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    x_proj: Tensor,
+    dt_proj: Tensor | None,
+    A: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    conv_state: Tensor,
+    scan_state: Tensor,
+    B: Tensor | None,
+    C: Tensor | None,
+    activation: str,
+    delta_softplus: bool,
+    discretisation: str,
+    backend: str,
+) -> Tensor:
+    row = pick(x.device, backend or None)
+    # The projections inside are in x's dtype by contract, whatever autocast is on around them.
+    with torch.autocast(x.device.type, enabled=False):
+        return row.step(
+            x, z, conv_weight, conv_bias, x_proj, dt_proj, A, D, delta_bias, conv_state, scan_state, B, C, activation,
+            delta_softplus, discretisation,
+        )  # fmt: skip
+
+
+@_step.register_fake
+def _(x: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty(x.shape)
