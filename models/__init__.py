@@ -1,0 +1,21 @@
+"""What computes: the registry of published models, Mamba, and checkpoints. Importing it does not import torch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .checkpoint import load, save
+    from .mamba import Mamba, State
+    from .packing import pack
+
+_HOMES = {"Mamba": "mamba", "State": "mamba", "pack": "packing", "load": "checkpoint", "save": "checkpoint"}
+
+__all__ = ["Mamba", "State", "load", "pack", "save"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

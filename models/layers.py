@@ -1,0 +1,80 @@
+"""Pieces every model here shares: the norm, and modules whose chosen parameters never leave float32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+
+def widened(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the residual stream and of kept parameters: float32, or float64 for a float64 model."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, taken in float32 (float64 for a float64 x) and returned in the weight's dtype."""
+
+    def __init__(self, d_model: int, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(d_model))
+        self.epsilon = epsilon
+
+    def forward(self, x: Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch m"]:
+        wide = widened(x.dtype)
+        y = F.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.epsilon)
+        return y.to(self.weight.dtype)
+
+
+class KeepsFloat32(nn.Module):
+    """A module whose parameters in `float32_names` follow the others to a device, but never to a 16-bit dtype.
+
+    `.half()` and `.to(torch.bfloat16)` keep their bits as they are: nothing is rounded on the way.
+    """
+
+    float32_names: ClassVar[tuple[str, ...]] = ()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KeepsFloat32:
+        parameters = [p for p in (getattr(self, name) for name in self.float32_names) if p is not None]
+        kept = {id(t): t for p in parameters for t in (p, p.grad)}
+
+        def convert(tensor: Tensor) -> Tensor:
+            out = fn(tensor)
+            return tensor.to(out.device, torch.float32) if id(tensor) in kept and out.itemsize < 4 else out
+
+        return super()._apply(convert, recurse)
+
+
+class DeltaProjection(KeepsFloat32, nn.Linear):
+    """The low-rank Δ projection; its bias stays float32, and is left to the scan's softplus instead of added here."""
+
+    float32_names = ("bias",)
+
+    def forward(self, input: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch d"]:
+        return F.linear(input, self.weight)
+
+    @torch.no_grad()
+    def initialise(self, dt_min: float, dt_max: float, generator: Generator) -> None:
+        """Weights uniform within rank^-1/2; a bias that makes Δ log-uniform in [dt_min, dt_max] (at least 1e-4).
+
+        As github.com/state-spaces/mamba, mamba_simple.py, draws it; the paper's section 3.6 says uniform.
+        """
+        bound = self.in_features**-0.5
+        self.weight.uniform_(-bound, bound, generator=generator)
+        log_delta = torch.empty_like(self.bias).uniform_(math.log(dt_min), math.log(dt_max), generator=generator)
+        delta = log_delta.exp().clamp(min=1e-4)
+        # softplus(bias) = Δ, solved for the bias in the form that keeps small Δ exact.
+        self.bias.copy_(delta + torch.log(-torch.expm1(-delta)))
+
+
+@torch.no_grad()
+def initialise_by_fan_in(module: nn.Linear | nn.Conv1d, generator: Generator) -> None:
+    """torch's own default for these layers, weight and bias uniform within fan_in^-1/2, from an explicit generator."""
+    bound = module.weight[0].numel() ** -0.5
+    for parameter in module.parameters(recurse=False):
+        parameter.uniform_(-bound, bound, generator=generator)

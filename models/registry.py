@@ -1,0 +1,195 @@
+"""Names of published models and their frozen shapes; imports no torch, so that listing them costs nothing."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+GPT_NEOX_TOKENIZER = "EleutherAI/gpt-neox-20b"
+DISCRETISATIONS = ("euler", "zoh")
+
+_PILE = "300B tokens of the Pile"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MambaConfig:
+    """The shape of a Mamba language model (Mamba, section 3.4), in the words of the released checkpoints.
+
+    `dt_rank="auto"` is ceil(d_model / 16), as `rank` gives it. `dt_min` and `dt_max` bound Δ at initialisation only.
+    A value that makes no model is a ValueError with the value and the rule.
+    """
+
+    d_model: int
+    n_layer: int
+    vocab_size: int
+    d_state: int = 16
+    d_conv: int = 4
+    expand: int = 2
+    dt_rank: int | Literal["auto"] = "auto"
+    conv_bias: bool = True
+    bias: bool = False
+    pad_vocab_size_multiple: int = 8
+    tie_embeddings: bool = True
+    norm_epsilon: float = 1e-5
+    dt_min: float = 0.001
+    dt_max: float = 0.1
+    discretisation: Literal["euler", "zoh"] = "euler"
+
+    def __post_init__(self) -> None:
+        _require_counts(
+            self, "d_model", "n_layer", "vocab_size", "d_state", "d_conv", "expand", "pad_vocab_size_multiple"
+        )
+        if self.dt_rank != "auto":
+            _require_counts(self, "dt_rank")
+        for name in ("conv_bias", "bias", "tie_embeddings"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
+        for name in ("norm_epsilon", "dt_min", "dt_max"):
+            if not _is_positive(getattr(self, name)):
+                raise ValueError(f"{name} must be a positive finite number, not {getattr(self, name)!r}")
+        if self.dt_min > self.dt_max:
+            raise ValueError(f"dt_min must be at most dt_max, not {self.dt_min!r} > {self.dt_max!r}")
+        if self.discretisation not in DISCRETISATIONS:
+            raise ValueError(f"discretisation must be one of {', '.join(DISCRETISATIONS)}, not {self.discretisation!r}")
+
+    @property
+    def d_inner(self) -> int:
+        """Channels inside the block."""
+        return self.expand * self.d_model
+
+    @property
+    def rank(self) -> int:
+        """The rank of the Δ projection, as a number."""
+        return math.ceil(self.d_model / 16) if self.dt_rank == "auto" else self.dt_rank
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding: `vocab_size` rounded up to `pad_vocab_size_multiple`."""
+        return -(-self.vocab_size // self.pad_vocab_size_multiple) * self.pad_vocab_size_multiple
+
+    @property
+    def n_parameters(self) -> int:
+        """The number of parameters, a tied embedding counted once."""
+        embeddings = self.padded_vocab_size * self.d_model * (1 if self.tie_embeddings else 2)
+        return embeddings + self.n_layer * self._layer_parameters + self.d_model
+
+    @property
+    def _layer_parameters(self) -> int:
+        m, d, n, r = self.d_model, self.d_inner, self.d_state, self.rank
+        in_out = 2 * d * m + d * m + (2 * d + m) * self.bias
+        conv = d * self.d_conv + d * self.conv_bias
+        selection = (r + 2 * n) * d + d * r + d
+        return m + in_out + conv + selection + d * n + d
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeoXConfig:
+    """The shape of a Pythia (GPT-NeoX) model: feed-forward width 4 d_model, biases throughout, untied embeddings."""
+
+    d_model: int
+    n_layer: int
+    n_head: int
+    vocab_size: int
+
+    def __post_init__(self) -> None:
+        _require_counts(self, "d_model", "n_layer", "n_head", "vocab_size")
+        if self.d_model % self.n_head:
+            raise ValueError(f"n_head must divide d_model, not {self.n_head} into {self.d_model}")
+
+    @property
+    def n_parameters(self) -> int:
+        """Both embeddings, and per layer 12 d² of weights with 13 d of biases and norms; a last norm of 2 d."""
+        d = self.d_model
+        return 2 * self.vocab_size * d + self.n_layer * (12 * d * d + 13 * d) + 2 * d
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """One published model: where it lies, its shape, and the row of the paper's Table 3 that reports it."""
+
+    name: str
+    family: Literal["mamba", "pythia"]
+    hub: str
+    config: MambaConfig | NeoXConfig
+    n_parameters: int
+    source: str
+    table3: str | None = None
+    tokenizer: str = GPT_NEOX_TOKENIZER
+
+
+def spec(name: str) -> ModelSpec:
+    """The spec called `name`; a ValueError that gives the nearest names when there is none."""
+    if name in SPECS:
+        return SPECS[name]
+    near = difflib.get_close_matches(name, SPECS, n=3, cutoff=0.5)
+    raise ValueError(f"unknown model {name!r}; {'nearest' if near else 'known'}: {', '.join(near or SPECS)}")
+
+
+def find(name_or_hub_id: str) -> ModelSpec | None:
+    """The spec with this name or hub id (`-hf` conversions are the same model), None for a model that is not listed."""
+    stem = name_or_hub_id.removesuffix("-hf")
+    return next((s for s in SPECS.values() if stem in (s.name, s.hub)), None)
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _require_counts(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, not {value!r}")
+
+
+def _mamba(
+    size: str, d_model: int, n_layer: int, n_parameters: int, *, suffix: str = "", data: str = _PILE
+) -> ModelSpec:
+    return ModelSpec(
+        name=f"mamba-{size}{suffix}",
+        family="mamba",
+        hub=f"state-spaces/mamba-{size}{suffix}",
+        config=MambaConfig(d_model=d_model, n_layer=n_layer, vocab_size=50277),
+        n_parameters=n_parameters,
+        source=f"arXiv:2312.00752, appendix E.2; github.com/state-spaces/mamba, README ({data})",
+        table3=None if suffix else f"Mamba-{size.upper()}",
+    )
+
+
+def _pythia(size: str, d_model: int, n_layer: int, n_head: int, vocab_size: int, n_parameters: int) -> ModelSpec:
+    return ModelSpec(
+        name=f"pythia-{size}",
+        family="pythia",
+        hub=f"EleutherAI/pythia-{size}",
+        config=NeoXConfig(d_model=d_model, n_layer=n_layer, n_head=n_head, vocab_size=vocab_size),
+        n_parameters=n_parameters,
+        source=f"arXiv:2304.01373, table 1; huggingface.co/EleutherAI/pythia-{size} ({_PILE}, not deduplicated)",
+        table3=None if size in ("70m", "12b") else f"Pythia-{size.upper()}",
+    )
+
+
+SPECS: Mapping[str, ModelSpec] = MappingProxyType(
+    {
+        s.name: s
+        for s in (
+            _mamba("130m", 768, 24, 129_135_360),
+            _mamba("370m", 1024, 48, 371_516_416),
+            _mamba("790m", 1536, 48, 793_204_224),
+            _mamba("1.4b", 2048, 48, 1_372_178_432),
+            _mamba("2.8b", 2560, 64, 2_768_345_600),
+            _mamba("2.8b", 2560, 64, 2_768_345_600, suffix="-slimpj", data="600B tokens of SlimPajama"),
+            _pythia("70m", 512, 6, 8, 50304, 70_426_624),
+            _pythia("160m", 768, 12, 12, 50304, 162_322_944),
+            _pythia("410m", 1024, 24, 16, 50304, 405_334_016),
+            _pythia("1b", 2048, 16, 8, 50304, 1_011_781_632),
+            _pythia("1.4b", 2048, 24, 16, 50304, 1_414_647_808),
+            _pythia("2.8b", 2560, 32, 32, 50304, 2_775_208_960),
+            _pythia("6.9b", 4096, 32, 32, 50432, 6_857_302_016),
+            _pythia("12b", 5120, 36, 40, 50688, 11_846_072_320),
+        )
+    }
+)
