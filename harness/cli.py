@@ -18,16 +18,28 @@ Option = Callable[[Any], Any]
 
 def _eval_options(command: Any) -> Any:
     options: list[Option] = [
-        click.option("--tasks", default="", help="Comma-separated lm-eval task names or YAML paths; default: the six of the paper's Table 3."),
-        click.option("--num-fewshot", type=int, help="Examples in the prompt; default: the task's own (0 for the six)."),
-        click.option("--data", metavar="DIR", help="Read data sets offline from DIR, laid out like the hub (see fetch)."),
+        click.option(
+            "--tasks",
+            default="",
+            help="Comma-separated lm-eval task names or YAML paths; default: the six of the paper's Table 3.",
+        ),
+        click.option(
+            "--num-fewshot", type=int, help="Examples in the prompt; default: the task's own (0 for the six)."
+        ),
+        click.option(
+            "--data", metavar="DIR", help="Read data sets offline from DIR, laid out like the hub (see fetch)."
+        ),
         click.option("--limit", type=int, help="Only the first N documents of each task."),
         click.option("--dtype", default="auto", show_default=True, help="auto, float32, float16 or bfloat16."),
         click.option("--device", help="cpu, cuda or cuda:N; default: cuda where there is one."),
         click.option("--backend", help="A backend of the scan by name (see doctor); never falls back."),
         click.option("--parity", help="fp16: round as the official evaluation script does."),
         click.option("--revision", help="Revision of the checkpoint on the hub."),
-        click.option("--tokenizer", metavar="PATH", help="A tokenizer.json, a directory or a hub id; default: the checkpoint's, else GPT-NeoX-20B."),
+        click.option(
+            "--tokenizer",
+            metavar="PATH",
+            help="A tokenizer.json, a directory or a hub id; default: the checkpoint's, else GPT-NeoX-20B.",
+        ),
         click.option("--max-length", default=2048, show_default=True, help="Longer requests lose their left end."),
         click.option("--batch-tokens", default=2048, show_default=True, help="Input tokens of one forward pass."),
         click.option("--offline", is_flag=True, help="Never ask the hub; only its cache and local directories."),
@@ -63,7 +75,13 @@ def eval_command(models: tuple[str, ...], tasks: str, out: str, **options: Any) 
 
 @cli.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
-@click.option("--pair", nargs=2, multiple=True, metavar="A B", help="Compare two models on the same documents; default: both of two.")
+@click.option(
+    "--pair",
+    nargs=2,
+    multiple=True,
+    metavar="A B",
+    help="Compare two models on the same documents; default: both of two.",
+)
 @click.option("--out", metavar="DIR", help="Also write report.md and report.csv there.")
 def report(runs: tuple[str, ...], pair: tuple[tuple[str, str], ...], out: str | None) -> None:
     """The zero-shot table of RUNs (our run directories or lm-eval's result files) beside the published numbers."""
@@ -154,7 +172,10 @@ def _command_line() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command. ValueError and OSError are the user's to mend: one line, status 2 (a traceback with MAMBALAB_TRACEBACK=1)."""
+    """Run the command. ValueError and OSError are the user's to mend: one line, status 2.
+
+    MAMBALAB_TRACEBACK=1 shows the traceback instead.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     logging.getLogger("mambalab").setLevel(logging.INFO)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)

@@ -1,24 +1,20 @@
-"""The lm-eval adapters: our Mamba on the recurrent scorer, and any other transformers causal LM, behind one face."""
+"""The lm-eval adapter: Mamba on the recurrent scorer, usable from our command, lm-eval's, or Python."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
-from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from ..ext import backends
 from ..models import checkpoint
-from ..models.generate import stream
 from .scoring import Limits, Request, Scorer
 from .tokenizer import check_fit, load_tokenizer, tokenizer_digest
 
@@ -131,7 +127,7 @@ class MambaLM(TemplateLM):
         )
 
     def _encode(self, strings: Sequence[str], add_special_tokens: bool | None = None) -> list[list[int]]:
-        """Token ids of many strings at once; None leaves special tokens to the tokenizer, but never doubles its prefix."""
+        """Token ids of many strings; None leaves special tokens to the tokenizer, but never doubles its prefix."""
         if not strings:
             return []
         prefix = self.tokenizer.decode([self.prefix_token_id])
@@ -155,7 +151,7 @@ class MambaLM(TemplateLM):
         )
 
     def _encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-        """lm-eval's split of a pair, in two calls of the tokenizer: the whole is encoded, and cut after the context's length.
+        """lm-eval's split of pairs, with few calls of the tokenizer: encode the whole, cut after the context's length.
 
         Spaces at the end of a context belong to the continuation; an empty context becomes the prefix token.
         """
@@ -179,7 +175,9 @@ class MambaLM(TemplateLM):
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         work: list[Request] = [(context, continuation) for _, context, continuation in requests]
-        with tqdm(total=len(work), desc="log-likelihoods", unit="request", disable=disable_tqdm or self.rank != 0) as bar:
+        with tqdm(
+            total=len(work), desc="log-likelihoods", unit="request", disable=disable_tqdm or self.rank != 0
+        ) as bar:
             scores = self.scorer(work, progress=bar.update)
         return [(score.log_likelihood, score.greedy) for score in scores]
 

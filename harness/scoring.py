@@ -1,4 +1,4 @@
-"""Continuation log-likelihoods from a recurrent model: every distinct context runs once, its continuations from the saved state."""
+"""Continuation log-likelihoods from a recurrent model: a context runs once, its continuations from the saved state."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """What is left of continuation `index` of group `group` once the context's last logits have predicted its first token."""
+    """A continuation (`index` of group `group`) whose first token the context's own last logits have predicted."""
 
     group: int
     index: int
@@ -111,7 +111,9 @@ def _fit(request: Request, max_length: int) -> tuple[Tokens, Tokens, bool]:
     """Cut the left end of a request whose input would be longer than max_length; say whether it was cut."""
     context, continuation = tuple(request[0]), tuple(request[1])
     if not context or not continuation:
-        raise ValueError(f"a request has {len(context)} context and {len(continuation)} continuation tokens; both must be at least 1")
+        raise ValueError(
+            f"a request has {len(context)} context and {len(continuation)} continuation tokens; both must be at least 1"
+        )
     if len(continuation) > max_length:
         raise ValueError(f"a continuation of {len(continuation)} tokens does not fit max_length {max_length}")
     excess = len(context) + len(continuation) - 1 - max_length
@@ -140,15 +142,21 @@ class Scorer:
     """
 
     def __init__(
-        self, model: Mamba, *, limits: Limits | None = None, half: bool = False, carry: Callable[[State], State] | None = None
+        self,
+        model: Mamba,
+        *,
+        limits: Limits | None = None,
+        half: bool = False,
+        carry: Callable[[State], State] | None = None,
     ) -> None:
         self.model, self.limits, self.half, self.carry = model, limits or Limits(), half, carry
+        self.device = model.lm_head.weight.device
         self.truncated = 0
 
     def __call__(
         self, requests: Sequence[Request], progress: Callable[[int], None] = lambda answered: None
     ) -> list[Score]:
-        """Score (context, continuation) token pairs, in their order; progress gets the number answered by each batch."""
+        """Score (context, continuation) token pairs, in their order; progress gets each batch's number of answers."""
         work = plan(requests, self.limits)
         self.truncated += work.truncated
         answered = [0] * len(work.batches)
@@ -175,7 +183,7 @@ class Scorer:
         ]
         for part in _fill(tails, self.limits):
             # Feeding c[:-1] after the context predicts c[1:].
-            rows = state.rows(torch.tensor([t.group for t in part], device=self.model.device))
+            rows = state.rows([t.group for t in part])
             inputs = [t.continuation[:-1] for t in part]
             asked = [list(enumerate(t.continuation[1:])) for t in part]
             found, _ = self._predict(inputs, asked, self.carry(rows) if self.carry else rows)
@@ -187,13 +195,13 @@ class Scorer:
         self, sequences: Sequence[Tokens], asked: Sequence[list[tuple[int, int]]], state: State | None
     ) -> tuple[list[list[tuple[float, bool]]], State]:
         """(log-probability, is the argmax) of each sequence's (place, target) pairs; one state row a sequence."""
-        device = self.model.device
-        tokens, cu_seqlens = pack([list(s) for s in sequences], device=device)
+        device = self.device
+        tokens, cu_seqlens = pack(sequences)
         starts = cu_seqlens[:-1].tolist()
         pairs = [(start + place, target) for start, ask in zip(starts, asked, strict=True) for place, target in ask]
         row_of = {place: row for row, place in enumerate(dict.fromkeys(place for place, _ in pairs))}
         at = torch.tensor(list(row_of), dtype=torch.int64, device=device)
-        logits, state = self.model(tokens, state=state, cu_seqlens=cu_seqlens, logits_at=at)
+        logits, state = self.model(tokens.to(device), state=state, cu_seqlens=cu_seqlens.to(device), logits_at=at)
         logits = logits.half() if self.half else logits.float()
         rows = torch.tensor([row_of[place] for place, _ in pairs], device=device)
         targets = torch.tensor([target for _, target in pairs], device=device)
@@ -206,7 +214,9 @@ class Scorer:
         """Sum the tokens' log-probabilities; `half` rounds the sum as a float16 tensor's would be."""
         total = math.fsum(value for value, _ in tokens)
         if math.isnan(total):
-            raise ValueError("a log-likelihood is not a number: the model overflows in this dtype, or its weights hold NaN")
+            raise ValueError(
+                "a log-likelihood is not a number: the model overflows in this dtype, or its weights hold NaN"
+            )
         return Score(float(torch.tensor(total).half()) if self.half else total, all(greedy for _, greedy in tokens))
 
 

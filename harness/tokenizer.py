@@ -6,6 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from .errors import one_line
+
 # What every released Mamba and Pythia checkpoint was trained with.
 GPT_NEOX = "EleutherAI/gpt-neox-20b"
 END_OF_TEXT = ("<|endoftext|>", "</s>", "<eos>")
@@ -38,7 +40,7 @@ def _from_file(path: Path) -> Any:
     try:
         fast = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:
-        raise ValueError(f"{path} is not a tokenizer.json: {_line(error)}") from error
+        raise ValueError(f"{path} is not a tokenizer.json: {one_line(error)}") from error
     end = next((token for token in END_OF_TEXT if fast.token_to_id(token) is not None), None)
     if end is None:
         raise ValueError(f"{path} has none of the end-of-text tokens {', '.join(END_OF_TEXT)}")
@@ -52,7 +54,7 @@ def _from_pretrained(source: str, offline: bool) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
     except Exception as error:
         hint = "pass --tokenizer with a tokenizer.json or a directory that holds one"
-        raise ValueError(f"no usable tokenizer at {source} ({_line(error)}); {hint}") from error
+        raise ValueError(f"no usable tokenizer at {source} ({one_line(error)}); {hint}") from error
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer at {source} has no tokenizer.json (a fast tokenizer is needed)")
     return tokenizer
@@ -67,8 +69,6 @@ def check_fit(tokenizer: Any, vocabulary: int) -> None:
     """Refuse a tokenizer with ids that the embedding (of `vocabulary` rows) does not have."""
     largest = max(tokenizer.get_vocab().values())
     if largest >= vocabulary:
-        raise ValueError(f"the tokenizer has ids up to {largest}, but the embedding only {vocabulary} rows: it belongs to another model")
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(
+            f"the tokenizer has ids up to {largest}, the embedding only {vocabulary} rows: they do not belong together"
+        )

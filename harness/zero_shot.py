@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from ..reports.record import Record, to_lines
-from . import data as data_files
+from .documents import check_documents
+from .errors import one_line
+from .manifest import check_manifest
 from .provenance import provenance
 from .store import write_json, write_text
 from .templates import compiled_once
@@ -86,7 +88,7 @@ def load_tasks(names: Sequence[str], data: Path | None) -> dict[str, Any]:
                 found = manager.load([spec])
             except Exception as error:
                 where = f"in {data}" if data else "on the hub or in its cache"
-                raise ValueError(f"task {name}: its documents can't be read {where} ({_line(error)})") from error
+                raise ValueError(f"task {name}: its documents can't be read {where} ({one_line(error)})") from error
             for part in loaded:
                 loaded[part] |= found.get(part, {})
     for name, task in loaded["tasks"].items():
@@ -136,7 +138,7 @@ def evaluate(settings: Settings, out: Path, *, command: str = "") -> Path:
     tasks = load_tasks(settings.tasks, Path(settings.data) if settings.data else None)
     loaded = time.time()
     lm = open_model(settings)
-    origin = _provenance(settings, lm, tasks, digests, command)
+    origin = run_provenance(settings, lm, tasks, digests, command)
     identity = _identity(settings, origin)
     run = out / f"{_slug(settings.model)}-{identity[:12]}"
     if (run / "records.jsonl").is_file():
@@ -152,41 +154,43 @@ def evaluate(settings: Settings, out: Path, *, command: str = "") -> Path:
 
 
 def check_data(settings: Settings) -> dict[str, str]:
-    """SHA-256 of the data files; a directory that breaks its manifest, or a document that breaks its schema, is an error."""
+    """SHA-256 of the data files; a broken manifest, or a document that breaks its task's schema, is an error."""
     if settings.data is None:
         return {}
     directory = Path(settings.data)
     if not directory.is_dir():
         raise ValueError(f"no data directory at {settings.data}")
-    digests = data_files.check_manifest(directory)
+    digests = check_manifest(directory)
     for task in settings.tasks:
-        if task in data_files.DATASETS:
-            data_files.check_documents(directory, task)
+        check_documents(directory, task)
     return digests
 
 
 def open_model(settings: Settings) -> Any:
     """The lm-eval adapter that fits the checkpoint: ours for Mamba, transformers' for anything else."""
     from ..models import checkpoint
-    from .lm import MambaLM, TransformersLM
+    from .lm import MambaLM, resolve_device, resolve_dtype
 
+    device = resolve_device(settings.device)
+    dtype = resolve_dtype(settings.dtype, device, settings.parity)
     directory = checkpoint.find(settings.model, revision=settings.revision, offline=settings.offline)
-    ours = checkpoint.layout(directory) != "transformers"
-    if not ours and settings.backend is not None:
-        raise ValueError(f"{settings.model} is not a Mamba: it runs in transformers, and --backend {settings.backend} has no meaning")
-    adapter = MambaLM if ours else TransformersLM
-    arguments = {"backend": settings.backend} if ours else {}
-    return adapter(
-        str(directory),
-        tokenizer=settings.tokenizer,
-        dtype=settings.dtype,
-        device=settings.device,
-        parity=settings.parity,
-        max_length=settings.max_length,
-        batch_tokens=settings.batch_tokens,
-        offline=settings.offline,
-        **arguments,
-    )
+    shared: dict[str, Any] = {
+        "tokenizer": settings.tokenizer,
+        "device": device,
+        "parity": settings.parity,
+        "max_length": settings.max_length,
+        "batch_tokens": settings.batch_tokens,
+        "offline": settings.offline,
+    }
+    if checkpoint.layout(directory) != "transformers":
+        return MambaLM(str(directory), dtype=settings.dtype, backend=settings.backend, **shared)
+    if settings.backend is not None:
+        raise ValueError(
+            f"{settings.model} is no Mamba: it runs in transformers, where --backend {settings.backend} means nothing"
+        )
+    from .transformers_lm import TransformersLM
+
+    return TransformersLM(str(directory), dtype=dtype, **shared)
 
 
 def _run(settings: Settings, lm: Any, tasks: dict[str, Any]) -> dict[str, Any]:
@@ -198,7 +202,7 @@ def _run(settings: Settings, lm: Any, tasks: dict[str, Any]) -> dict[str, Any]:
             tasks=[*tasks["groups"].values(), *_outside_groups(tasks)],
             num_fewshot=settings.num_fewshot,
             limit=settings.limit,
-            # Standard errors are computed here from the samples: lm-eval's bootstrap forks a pool after threads have run.
+            # Standard errors are computed here: lm-eval's bootstrap forks a pool, after threads have run.
             bootstrap_iters=0,
             random_seed=settings.seed,
             numpy_random_seed=settings.seed,
@@ -214,7 +218,7 @@ def _outside_groups(tasks: dict[str, Any]) -> list[Any]:
     return [task for task in tasks["tasks"].values() if id(task) not in inside]
 
 
-def _provenance(
+def run_provenance(
     settings: Settings, lm: Any, tasks: dict[str, Any], digests: dict[str, str], command: str
 ) -> dict[str, Any]:
     from ..models import checkpoint
@@ -224,7 +228,7 @@ def _provenance(
         "revision": settings.revision,
         "digest": checkpoint.digest(lm.checkpoint),
         "layout": checkpoint.layout(lm.checkpoint),
-        "note": checkpoint.note(lm.checkpoint),
+        "note": _note(lm.checkpoint),
     }
     return provenance(
         backend=lm.backend_name,
@@ -238,6 +242,12 @@ def _provenance(
         task_version={name: task.VERSION for name, task in tasks["tasks"].items()},
         documents={name: len(task.eval_docs) for name, task in tasks["tasks"].items()},
     )
+
+
+def _note(directory: Path) -> str | None:
+    """What a checkpoint says of itself in a NOTE.txt beside its weights (the demo's are random), for the tables."""
+    path = directory / "NOTE.txt"
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
 
 def _identity(settings: Settings, origin: dict[str, Any]) -> str:
@@ -280,12 +290,17 @@ def _records(settings: Settings, origin: dict[str, Any], results: dict[str, Any]
                 model=settings.model,
                 task=task,
                 metric=metric if chosen == "none" else key,
-                setting={"num_fewshot": results["n-shot"].get(task), "limit": settings.limit, "parity": settings.parity},
+                setting={
+                    "num_fewshot": results["n-shot"].get(task),
+                    "limit": settings.limit,
+                    "parity": settings.parity,
+                },
                 seed=settings.seed,
                 value=float(value),
                 stderr=standard_error(metric, float(value), values),
                 n=len(values) or count,
-                provenance=per_task | {"task_version": results["versions"].get(task), "documents": origin["documents"].get(task)},
+                provenance=per_task
+                | {"task_version": results["versions"].get(task), "documents": origin["documents"].get(task)},
             )
 
 
@@ -316,7 +331,3 @@ def _check_writable(folder: Path) -> None:
 def _slug(name: str) -> str:
     tail = name.rstrip("/").rsplit("/", 1)[-1]
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in tail) or "model"
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:240]

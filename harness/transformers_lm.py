@@ -1,0 +1,89 @@
+"""The lm-eval adapter for other transformers causal LMs, Pythia above all: lm-eval's own, loaded with our checks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+
+from .errors import one_line
+from .tokenizer import check_fit, load_tokenizer, tokenizer_digest
+
+# Buffers of old GPT-NeoX checkpoints that transformers now computes.
+OBSOLETE = ("attention.bias", "attention.masked_bias", "rotary_emb.inv_freq")
+
+
+class TransformersLM(HFLM):
+    """lm-eval's `hf` adapter with log-softmax in float32 (or its own arithmetic for parity), and no silent surprises.
+
+    Missing, misshaped, unknown or NaN weights are errors (transformers alone fills what is missing at random).
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        *,
+        tokenizer: str | None,
+        dtype: torch.dtype,
+        device: str,
+        parity: str | None,
+        max_length: int,
+        batch_tokens: int,
+        offline: bool,
+    ) -> None:
+        self.checkpoint = Path(pretrained)
+        fast = load_tokenizer(tokenizer, self.checkpoint, offline=offline)
+        model = load_causal_lm(self.checkpoint, dtype)
+        check_fit(fast, model.get_input_embeddings().weight.shape[0])
+        positions = getattr(model.config, "max_position_embeddings", max_length)
+        longest = min(max_length, positions)
+        super().__init__(
+            pretrained=model.to(device),
+            tokenizer=fast,
+            # lm-eval pads to the longest of a batch; a quarter of the tokens' limit as a typical length.
+            batch_size=max(1, 4 * batch_tokens // longest),
+            max_length=longest,
+            softmax_dtype=None if parity == "fp16" else "float32",
+        )
+        self.backend_name, self.kernel, self.truncated, self.dtype = "transformers", None, 0, dtype
+
+    @property
+    def tokenizer_name(self) -> str:
+        return tokenizer_digest(self.tokenizer)
+
+    def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
+        self.truncated += sum(len(c or ()) + len(rest) > self.max_length + 1 for _, c, rest in requests)
+        answers = super()._loglikelihood_tokens(requests, *args, **kwargs)
+        if any(value != value for value, _ in answers):
+            raise ValueError("a log-likelihood is not a number: the model overflows in this dtype")
+        return answers
+
+
+def load_causal_lm(directory: Path, dtype: torch.dtype) -> Any:
+    """Load a transformers causal LM from a local directory; what does not fit is named in one line."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:
+        raise ValueError(f"transformers can't load {directory}: {one_line(error)}") from error
+    unknown = [key for key in found["unexpected_keys"] if not key.endswith(OBSOLETE)]
+    for what, keys in (
+        ("missing", found["missing_keys"]),
+        ("misshaped", found["mismatched_keys"]),
+        ("unknown", unknown),
+    ):
+        if keys:
+            names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in keys)
+            raise ValueError(f"{directory}: {len(names)} {what} weights: {', '.join(names[:3])}")
+    for name, weight in model.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            raise ValueError(f"{directory}: {name} holds NaN or infinite values")
+    return model.eval()
