@@ -64,4 +64,4 @@ def _parse(content: bytes, where: str) -> dict[str, Any]:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
+    raise ValueError(f"{constant} is no measured number")

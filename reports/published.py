@@ -1,4 +1,4 @@
-"""The papers' numbers, read from published/*.csv, each with its source; accuracies in percent, perplexities as they are."""
+"""The papers' numbers with their sources, from published/*.csv; accuracies in percent, perplexities as they are."""
 
 from __future__ import annotations
 
@@ -10,76 +10,48 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 DIRECTORY = Path(__file__).parent / "published"
-TABLE3 = "Mamba paper (arXiv:2312.00752v2), Table 3"
-PYTHIA = "Pythia's official zero-shot files (pythia-v1, step 143000)"
-REPRODUCTION = "mamba_reproduction_zero_shot.csv"
+SOURCES = {
+    "Table 3": "Mamba paper, arXiv:2312.00752v2, Table 3",
+    "Pythia v1": "EleutherAI/pythia, evals/pythia-v1, non-HellaSwag tasks at step 143000",
+}
 FINAL_REVISIONS = (None, "main", "step143000")
 
 Key = tuple[str, str]  # (lm-eval task, lm-eval metric)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Column:
     """One column of Table 3 as lm-eval names it, and the size of the whole set."""
 
     task: str
     metric: str
     label: str
-    table3: str
-    pythia: str
     documents: int
 
     @property
     def key(self) -> Key:
         return (self.task, self.metric)
 
+    @property
+    def pythia(self) -> str:
+        """Its name in pythia_zero_shot.csv."""
+        return f"{self.task}_{self.metric}".replace("perplexity", "ppl")
 
-# Metrics: Mamba paper, E.2.3. Documents: the split that lm-eval scores (lm_eval_tasks.json; HellaSwag's validation set).
+    @property
+    def table3(self) -> str:
+        """Its name in table3.csv."""
+        return self.pythia.replace("lambada_openai", "lambada")
+
+
+# Metrics: Mamba paper, E.2.3. Documents: the split that lm-eval scores (lm_eval_tasks.json; HellaSwag: validation).
 COLUMNS = (
-    Column(
-        task="lambada_openai",
-        metric="perplexity",
-        label="LAMBADA ppl",
-        table3="lambada_ppl",
-        pythia="lambada_openai_ppl",
-        documents=5153,
-    ),
-    Column(
-        task="lambada_openai",
-        metric="acc",
-        label="LAMBADA acc",
-        table3="lambada_acc",
-        pythia="lambada_openai_acc",
-        documents=5153,
-    ),
-    Column(
-        task="hellaswag",
-        metric="acc_norm",
-        label="HellaSwag acc_norm",
-        table3="hellaswag_acc_norm",
-        pythia="hellaswag_acc_norm",
-        documents=10042,
-    ),
-    Column(task="piqa", metric="acc", label="PIQA acc", table3="piqa_acc", pythia="piqa_acc", documents=1838),
-    Column(
-        task="arc_easy", metric="acc", label="ARC-E acc", table3="arc_easy_acc", pythia="arc_easy_acc", documents=2376
-    ),
-    Column(
-        task="arc_challenge",
-        metric="acc_norm",
-        label="ARC-C acc_norm",
-        table3="arc_challenge_acc_norm",
-        pythia="arc_challenge_acc_norm",
-        documents=1172,
-    ),
-    Column(
-        task="winogrande",
-        metric="acc",
-        label="WinoGrande acc",
-        table3="winogrande_acc",
-        pythia="winogrande_acc",
-        documents=1267,
-    ),
+    Column("lambada_openai", "perplexity", "LAMBADA ppl", 5153),
+    Column("lambada_openai", "acc", "LAMBADA acc", 5153),
+    Column("hellaswag", "acc_norm", "HellaSwag acc_norm", 10042),
+    Column("piqa", "acc", "PIQA acc", 1838),
+    Column("arc_easy", "acc", "ARC-E acc", 2376),
+    Column("arc_challenge", "acc_norm", "ARC-C acc_norm", 1172),
+    Column("winogrande", "acc", "WinoGrande acc", 1267),
 )
 ACCURACIES = tuple(column.key for column in COLUMNS if column.metric != "perplexity")
 TASKS = frozenset(column.task for column in COLUMNS)
@@ -87,16 +59,16 @@ TASKS = frozenset(column.task for column in COLUMNS)
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What was published for one model: percent for accuracies, perplexity as it is, absent where nothing was printed."""
+    """What was published for one model: accuracies in percent, perplexity as it is, no key where nothing is."""
 
     name: str
-    source: str
+    source: str  # a key of SOURCES, or the reproduction's own description
     values: Mapping[Key, float]
     stderrs: Mapping[Key, float] = field(default_factory=dict)
 
     @property
     def average(self) -> float | None:
-        """Mean of the row's six accuracies, computed: Table 3's printed averages of Mamba-370M and 790M are not theirs."""
+        """Mean of the row's six accuracies, computed: Table 3 prints other ones for Mamba-370M and 790M."""
         if not set(ACCURACIES) <= set(self.values):
             return None
         return sum(self.values[key] for key in ACCURACIES) / len(ACCURACIES)
@@ -111,18 +83,18 @@ def rows(file: str) -> tuple[dict[str, str], ...]:
 
 @functools.cache
 def table3(model_row: str) -> dict[Key, float]:
-    """A row of Table 3 by its printed name ("Mamba-130M"): (task, metric) -> percent, or perplexity. ValueError if unknown."""
+    """A row of Table 3 by its printed name ("Mamba-130M"): (task, metric) -> percent, or perplexity."""
     row = _row("table3.csv", model_row)
     return {column.key: float(row[column.table3]) for column in COLUMNS if row[column.table3]}
 
 
 def pythia_official(model: str) -> Published | None:
-    """Pythia's own final zero-shot numbers ("pythia-160m", "pythia-12b-deduped"): without HellaSwag; None if unknown."""
+    """Pythia's own final zero-shot numbers ("pythia-12b-deduped"): without HellaSwag; None if unknown."""
     for row in rows("pythia_zero_shot.csv"):
         if row["suite"] == "pythia-v1" and row["model"].removesuffix("-bf16") == model:
             return Published(
                 name=model,
-                source=PYTHIA,
+                source="Pythia v1",
                 values=_scaled(row, ""),
                 stderrs=_scaled(row, "_stderr"),
             )
@@ -130,37 +102,38 @@ def pythia_official(model: str) -> Published | None:
 
 
 def reproduction(model: str) -> Published | None:
-    """A third party's lm-eval run of the official weights ("mamba-130m"), in percent with stderr; None if there is none."""
-    found = [row for row in rows(REPRODUCTION) if row["model"].rsplit("/", 1)[-1] == model]
-    if not found:
+    """A third party's lm-eval run of the official weights ("mamba-130m"), with stderr; None if unknown."""
+    named = [row for row in rows("mamba_reproduction_zero_shot.csv") if row["model"].rsplit("/", 1)[-1] == model]
+    if not named:
         return None
-    values, stderrs = {}, {}
-    for row in found:
-        key = (row["task"], row["metric"])
-        values.setdefault(key, float(row["value"]) * scale(row["metric"]))
-        if row["stderr"]:
-            stderrs.setdefault(key, float(row["stderr"]) * scale(row["metric"]))
-    return Published(name=model, source=found[0]["source"], values=values, stderrs=stderrs)
+    source = named[0]["source"]
+    found = {(row["task"], row["metric"]): row for row in named if row["source"] == source}
+    return Published(
+        name=model,
+        source=source,
+        values={key: float(row["value"]) * scale(key[1]) for key, row in found.items()},
+        stderrs={key: float(row["stderr"]) * scale(key[1]) for key, row in found.items() if row["stderr"]},
+    )
 
 
 def find(checkpoint: str, revision: str | None = None) -> Published | None:
     """The numbers published for a checkpoint: Table 3's where it has the model, else Pythia's own, else None.
 
-    `checkpoint` is a bare name ("mamba-130m"), a hub id, a directory laid out like the hub (".../state-spaces/mamba-130m")
-    or in the hub's cache. Any other directory could hold any weights, so nothing is published for it; nor is anything
-    for an earlier training step.
+    `checkpoint` is a bare name ("mamba-130m"), a hub id, a directory laid out like the hub
+    (".../state-spaces/mamba-130m") or in the hub's cache. Any other directory could hold any weights, so nothing is
+    published for it; nor for an earlier training step.
     """
     name = _published_name(checkpoint)
     if name is None or revision not in FINAL_REVISIONS:
         return None
     for row in rows("table3.csv"):
         if row["model"].lower() == name and name.startswith(("mamba-", "pythia-")):
-            return Published(name=row["model"], source=TABLE3, values=table3(row["model"]))
+            return Published(name=row["model"], source="Table 3", values=table3(row["model"]))
     return pythia_official(name)
 
 
 def size_order(model: str) -> tuple[float, int, str]:
-    """Sorts models by size as Table 3 groups them, Mamba after the Pythia of its size; names without a size come last."""
+    """Sorts by size as Table 3 groups it, Mamba after the Pythia of its size; names without a size come last."""
     match = re.search(r"(pythia|mamba|)[a-z0-9]*-(\d+(?:\.\d+)?[mb])\b", model.lower())
     if match is None:
         return (float("inf"), 0, model)

@@ -1,0 +1,221 @@
+"""Records in, tables out: which experiment makes which table, and the report over any number of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import bench, markdown, paired, provenance, zero_shot
+from .bench import bench_table
+from .jsonl import write_whole
+from .published import scale
+from .record import Record
+from .runs import ZERO_SHOT, Run, labels, load_runs
+from .zero_shot import zero_shot_long, zero_shot_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Report", "bench_table", "paired_table", "plain_table", "report", "zero_shot_long", "zero_shot_table"]
+
+Pairs = Sequence[tuple[str, str]]
+Named = tuple[str, Run]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was measured, to read and to compute with.
+
+    markdown     everything: tables, notes, paired comparisons, what ran
+    table        only each experiment's main table and its notes, for a README
+    csv          every number of the main tables, all digits
+    paired_csv   the paired comparisons, all digits; empty without any
+    """
+
+    markdown: str
+    table: str
+    csv: str
+    paired_csv: str = ""
+
+    def write(self, directory: Path | str) -> None:
+        """report.md, report.csv and, where models were compared, paired.csv; each whole or not at all."""
+        files = {"report.md": self.markdown, "report.csv": self.csv, "paired.csv": self.paired_csv}
+        for name, text in files.items():
+            if text:
+                write_whole(Path(directory) / name, text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One experiment's part of a report; `lines` are its numbers for the CSV."""
+
+    title: str
+    table: str
+    notes: Sequence[str] = ()
+    details: str = ""
+    lines: Sequence[dict[str, Any]]
+
+    def short(self) -> str:
+        parts = [self.table, markdown.bullets(self.notes)]
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+    def full(self) -> str:
+        parts = [f"## {self.title}", self.short().strip(), self.details]
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def report(paths: Sequence[Path | str], *, pairs: Pairs = ()) -> Report:
+    """The report over every run at the given paths.
+
+    pairs   models to compare on the same documents, by name or label; without any, two models are compared with each
+            other, more are not
+    FileNotFoundError or a one-line ValueError for a path that is no run, a pair that is not there, and documents that
+    differ in a pair that was asked for (where nobody asked, a note says so).
+    """
+    if not paths:
+        raise ValueError("no runs given")
+    runs = [run for path in dict.fromkeys(Path(p) for p in paths) for run in load_runs(path)]
+    experiments = dict.fromkeys(r.experiment for run in runs for r in run.records)
+    sections = [_section(experiment, runs) for experiment in experiments]
+    compared, paired_lines = _comparisons(runs, pairs)
+    return Report(
+        markdown="\n".join([*(s.full() for s in sections), *compared, _what_ran(runs)]),
+        table="\n".join(s.short() for s in sections),
+        csv=markdown.to_csv([line for s in sections for line in s.lines]),
+        paired_csv=markdown.to_csv(paired_lines) if paired_lines else "",
+    )
+
+
+def plain_table(records: Sequence[Record]) -> pd.DataFrame:
+    """A row a task and setting, a column a metric, for experiments without a table of their own."""
+    import pandas as pd
+
+    grouped: dict[tuple[str, ...], dict[str, str]] = {}
+    for r in records:
+        key = (r.model, r.task, markdown.compact(r.setting), r.provenance["backend"], str(r.n))
+        error = f" ± {markdown.significant(r.stderr, 2)}" if r.stderr else ""
+        grouped.setdefault(key, {})[r.metric] = markdown.significant(r.value) + error
+    names = ("Model", "Task", "Setting", "Backend", "n")
+    return pd.DataFrame(dict(zip(names, key, strict=True)) | values for key, values in grouped.items())
+
+
+def paired_table(results: Sequence[paired.Comparison], a: str, b: str) -> pd.DataFrame:
+    """The comparison of A with B, formatted; accuracies and their differences in percent."""
+    import pandas as pd
+
+    return pd.DataFrame(_paired_line(result, a, b) for result in results)
+
+
+def _paired_line(result: paired.Comparison, a: str, b: str) -> dict[str, object]:
+    outcome, percent = result.outcome, scale(result.metric)
+    return {
+        "Task": result.task,
+        "Metric": result.metric + (" %" if percent != 1 else ""),
+        "n": outcome.n,
+        a: markdown.fixed(outcome.a * percent),
+        b: markdown.fixed(outcome.b * percent),
+        "Difference": markdown.signed(result.difference * percent),
+        "95 % interval": markdown.interval(outcome.low * percent, outcome.high * percent),
+        "Only first right": markdown.count(outcome.only_a),
+        "Only second right": markdown.count(outcome.only_b),
+        "p": markdown.probability(outcome.p),
+        "p (Holm)": markdown.probability(result.p_holm),
+    }
+
+
+def _section(experiment: str, runs: Sequence[Run]) -> Section:
+    if experiment == ZERO_SHOT:
+        return _zero_shot_section(runs)
+    records = [r for run in runs for r in run.records if r.experiment == experiment]
+    return (
+        _bench_section(experiment, records) if experiment.startswith("bench") else _plain_section(experiment, records)
+    )
+
+
+def _zero_shot_section(runs: Sequence[Run]) -> Section:
+    wide = zero_shot_table(runs)
+    details = markdown.table(zero_shot.detail_table(runs), left=("Model", "Task", "Metric", "Source"))
+    # Runs of other tasks only have no row in the wide table.
+    table, rest = (
+        (markdown.table(wide, left=("Model",)), f"### Each measure\n\n{details}") if len(wide) else (details, "")
+    )
+    return Section(
+        title="Zero-shot", table=table, notes=zero_shot.notes(runs), details=rest, lines=zero_shot.lines(runs)
+    )
+
+
+def _bench_section(experiment: str, records: Sequence[Record]) -> Section:
+    return Section(
+        title=f"Speed: {experiment.removeprefix('bench-')}",
+        table=markdown.table(bench_table(records), left=("Shape", "dtype", "Measure", "Device")),
+        notes=bench.notes(records),
+        lines=bench.lines(records),
+    )
+
+
+def _plain_section(experiment: str, records: Sequence[Record]) -> Section:
+    kept = ("model", "task", "metric", "value", "stderr", "n")
+    return Section(
+        title=experiment.capitalize(),
+        table=markdown.table(plain_table(records), left=("Model", "Task", "Setting", "Backend")),
+        lines=[{name: getattr(r, name) for name in kept} for r in records],
+    )
+
+
+def _comparisons(runs: Sequence[Run], pairs: Pairs) -> tuple[list[str], list[dict[str, Any]]]:
+    """The paired comparisons as Markdown sections, and their numbers."""
+    named = [(name, run) for run, name in zero_shot.ordered(runs)]
+    chosen = [(_named(named, first), _named(named, second)) for first, second in pairs]
+    if not pairs and len(named) == 2:
+        # Mamba against the Pythia before it.
+        chosen = [(named[1], named[0])]
+    sections, lines = [], []
+    for (a, run_a), (b, run_b) in chosen:
+        title = f"## {a} against {b}, document by document\n\n"
+        try:
+            results = paired.compare(run_a, run_b)
+        except ValueError as error:
+            if pairs:
+                raise ValueError(f"{a} against {b}: {error}") from None
+            sections.append(f"{title}Not compared: {error}.\n")
+            continue
+        sections.append(title + _paired_text(results, a, b))
+        lines += [_paired_numbers(result, a, b) for result in results]
+    return sections, lines
+
+
+def _paired_text(results: Sequence[paired.Comparison], a: str, b: str) -> str:
+    notes = [
+        paired.verdict(results, a, b),
+        "Accuracies: exact McNemar test on the documents that one model alone got right; Agresti-Min interval.",
+        f"Log-likelihoods: paired bootstrap, {paired.RESAMPLES:,} resamples of the documents, percentile interval.",
+    ]
+    return f"{markdown.table(paired_table(results, a, b), left=('Task', 'Metric'))}\n\n{markdown.bullets(notes)}\n"
+
+
+def _paired_numbers(result: paired.Comparison, a: str, b: str) -> dict[str, Any]:
+    measure = {"first": a, "second": b, "task": result.task, "metric": result.metric}
+    return measure | vars(result.outcome) | {"p_holm": result.p_holm}
+
+
+def _named(named: Sequence[Named], wanted: str) -> Named:
+    """The run with this label, model name, or last part of a model name. ValueError if there is none, or several."""
+    spellings = (lambda pair: pair[0], lambda pair: pair[1].model, lambda pair: Path(pair[1].model).name)
+    for spelling in spellings:
+        matches = [pair for pair in named if spelling(pair) == wanted]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise ValueError(f"{wanted!r} names {len(matches)} runs: {', '.join(label for label, _ in matches)}")
+    raise ValueError(f"no run of {wanted!r}; there are {', '.join(label for label, _ in named) or 'none'}")
+
+
+def _what_ran(runs: Sequence[Run]) -> str:
+    """One line for each distinct way in which numbers came about, with the models it made."""
+    made: dict[str, list[str]] = {}
+    for run, name in zip(runs, labels(runs), strict=True):
+        made.setdefault(provenance.line(run.records), []).append(name)
+    lines = [f"{', '.join(dict.fromkeys(names))}: {line}" for line, names in made.items()]
+    return f"## What ran\n\n{markdown.bullets(lines)}\n"
