@@ -222,4 +222,9 @@ def _gradients(
         outputs, seeds = zip(*pairs, strict=True) if pairs else ((), ())
         given = [leaf for leaf in leaves if leaf is not None]
         found = iter(torch.autograd.grad(outputs, given, seeds, materialize_grads=True))
-    return tuple(None if x is None else next(found).resolve_conj().resolve_neg().contiguous() for x in inputs)
+    return tuple(None if x is None else _fresh(next(found)) for x in inputs)
+
+
+def _fresh(grad: Tensor) -> Tensor:
+    """A contiguous copy, for a gradient may be a view of what was handed in, or lazily conjugated."""
+    return grad.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)

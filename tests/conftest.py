@@ -1,0 +1,45 @@
+"""What every test shares: shapes checked from the signatures, two threads, and where the real data is."""
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+
+jaxtyping.install_import_hook(["mambalab.ext", "mambalab.models"], "beartype.beartype")
+torch.set_num_threads(2)
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Turn the shape checks of the signatures off: our own errors are under test, or torch.compile traces the call."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of the real sets and the tokenizer, from MAMBALAB_DATA."""
+    folder = os.environ.get("MAMBALAB_DATA")
+    if not folder:
+        pytest.skip("MAMBALAB_DATA does not say where the real data is")
+    if not Path(folder).is_dir():
+        pytest.skip(f"MAMBALAB_DATA names {folder}, which is no folder")
+    return Path(folder)
+
+
+@pytest.fixture
+def with_threads():
+    """A context in which torch runs on the given number of threads."""
+
+    @contextmanager
+    def scope(count: int):
+        before = torch.get_num_threads()
+        torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    return scope
