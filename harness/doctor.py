@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import one_line
-from .provenance import git_state, machine, package_digest, project, usable_cores, version, without_home
+from .provenance import git_state, machine, own_version, package_digest, project, usable_cores, version, without_home
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -85,8 +85,7 @@ def _python() -> Iterator[Finding]:
 def _package() -> Iterator[Finding]:
     git = git_state()
     at = f", commit {git['commit'][:12]}{' with changes' if git['dirty'] else ''}" if git["commit"] else ""
-    own = project().get("version") or version("mambalab")
-    yield Finding(state="ok", subject="mambalab", text=f"{own}, code {package_digest()[:12]}{at}")
+    yield Finding(state="ok", subject="mambalab", text=f"{own_version()}, code {package_digest()[:12]}{at}")
 
 
 def _dependencies() -> Iterator[Finding]:
@@ -122,7 +121,11 @@ def _devices() -> Iterator[Finding]:
     import torch
 
     here = machine()
-    yield Finding(state="ok", subject="cpu", text=f"{here['cpu']}, {here['cores']} cores, {here['platform']}")
+    yield Finding(
+        state="ok",
+        subject="cpu",
+        text=f"{here['cpu']}, {here['cores']} cores, {here['memory_gib']} GiB, {here['platform']}",
+    )
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -20,7 +20,6 @@ CODE = (".py", ".cu", ".cuh")
 # Measured and quoted numbers live in the package but compute nothing.
 NOT_CODE = ("results", "published")
 DISTRIBUTIONS = (
-    "mambalab",
     "torch",
     "lm_eval",
     "transformers",
@@ -126,9 +125,13 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 def versions() -> dict[str, str | None]:
     """Version of Python and of each distribution that can change a number, None where absent; imports none."""
-    found = {"python": platform.python_version()} | {name: version(name) for name in DISTRIBUTIONS}
-    # In a checkout an installed mambalab, if any, is another one.
-    return found | {"mambalab": project().get("version", found["mambalab"])}
+    found = {"python": platform.python_version(), "mambalab": own_version()}
+    return found | {name: version(name) for name in DISTRIBUTIONS}
+
+
+def own_version() -> str | None:
+    """Version of this package: the checkout's, where it runs from one (an installed mambalab is then another one)."""
+    return project().get("version") or version("mambalab")
 
 
 def project() -> dict[str, Any]:
@@ -146,7 +149,7 @@ def version(distribution: str) -> str | None:
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """{"device", "device_name", "cpu", "cores", "threads", "platform"}; torch is asked only if it is loaded already."""
+    """Processor, memory (GiB), threads, platform and device; torch is asked only if it is loaded already."""
     torch = sys.modules.get("torch")
     cores = usable_cores()
     return {
@@ -154,9 +157,17 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "device_name": torch.cuda.get_device_name(device) if torch and device.startswith("cuda") else None,
         "cpu": _cpu_name(),
         "cores": cores,
+        "memory_gib": _memory_gib(),
         "threads": torch.get_num_threads() if torch else cores,
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def usable_cores() -> int:
