@@ -104,9 +104,10 @@ def models() -> None:
     """The checkpoints known by name, with their shapes."""
     from ..models.registry import SPECS
 
-    click.echo(f"{'name':<20} {'parameters':>14}  {'layers':>6} {'d_model':>7}  hub id")
-    for spec in SPECS:
-        click.echo(f"{spec.name:<20} {spec.n_parameters:>14,}  {spec.n_layer:>6} {spec.d_model:>7}  {spec.hub}")
+    click.echo(f"{'name':<20} {'parameters':>14}  {'n_layer':>7} {'d_model':>7}  hub id")
+    for spec in SPECS.values():
+        shape = f"{spec.config.n_layer:>7} {spec.config.d_model:>7}"
+        click.echo(f"{spec.name:<20} {spec.n_parameters:>14,}  {shape}  {spec.hub}")
 
 
 @cli.command()
@@ -133,6 +134,37 @@ def doctor(hub: bool) -> None:
         sys.exit(1)
 
 
+@cli.command()
+@click.option("--out", default="runs/demo", show_default=True, metavar="DIR", help="Where everything goes.")
+def demo(out: str) -> None:
+    """The main job in miniature, offline: two small random checkpoints, six small tasks, one report."""
+    _go_offline(True)
+    from .demo import run_demo
+
+    click.echo(run_demo(Path(out), _command_line()))
+    click.echo(f"written to {out}/report.md and {out}/report.csv", err=True)
+
+
+@cli.command()
+@click.argument("checkpoint")
+@_eval_options
+@click.option("--control", is_flag=True, help="Also score with the carried state dropped: that must disagree.")
+def parity(checkpoint: str, tasks: str, out: str, control: bool, **options: Any) -> None:
+    """Hold our scores of a Mamba CHECKPOINT against lm-eval's `hf` adapter on transformers, request by request."""
+    _go_offline(options["offline"] or options["data"] is not None)
+    from ..reports import record
+    from .parity import CONTROL, run_parity
+    from .zero_shot import TASKS, Settings
+
+    names = tuple(t.strip() for t in tasks.split(",") if t.strip()) if tasks else TASKS
+    settings = Settings(model=checkpoint, tasks=names, **options)
+    records = run_parity(settings, Path(out), control=control, command=_command_line(), report=click.echo)
+    record.write(Path(out) / "records.jsonl", records)
+    failed = {r.setting["control"] for r in records if r.metric in ("outside", "differing documents") and r.value}
+    if None in failed or (control and CONTROL not in failed):
+        sys.exit(1)
+
+
 @cli.command("lm-eval", context_settings={"ignore_unknown_options": True, "help_option_names": []})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def lm_eval(arguments: tuple[str, ...]) -> None:
@@ -152,11 +184,39 @@ def lm_eval(arguments: tuple[str, ...]) -> None:
 @click.argument("destination")
 @click.option("--layout", type=click.Choice(["mamba_ssm", "hf"]), required=True, help="The layout to write.")
 def convert(source: str, destination: str, layout: str) -> None:
-    """Rewrite a Mamba checkpoint (either layout, recognised by content) in the other layout."""
+    """Rewrite a Mamba checkpoint (recognised by content) in the chosen layout, in float32."""
     from ..models import checkpoint
 
-    checkpoint.save(checkpoint.load(source, dtype=None), Path(destination), layout=layout)
+    checkpoint.save(checkpoint.load(source), destination, layout=layout)
     click.echo(f"wrote {destination} in the {layout} layout")
+
+
+@cli.command()
+@click.argument("destination")
+@click.option("--like", help="The shape of a Mamba of `mambalab models`; the options below override it.")
+@click.option("--d-model", type=int)
+@click.option("--n-layer", type=int)
+@click.option("--vocab-size", type=int, help="Default: 50277, the GPT-NeoX-20B tokenizer's.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--layout", type=click.Choice(["mamba_ssm", "hf"]), default="mamba_ssm", show_default=True)
+def init(destination: str, like: str | None, seed: int, layout: str, **shape: int | None) -> None:
+    """Write an untrained Mamba, initialised as the original code does, as a checkpoint in DESTINATION."""
+    from dataclasses import replace
+
+    from ..models import Mamba, checkpoint
+    from ..models.registry import MambaConfig, spec
+    from .store import write_text
+
+    given = {name: value for name, value in shape.items() if value is not None}
+    if like is None and not {"d_model", "n_layer"} <= given.keys():
+        raise ValueError("name a shape: --like NAME, or --d-model and --n-layer")
+    config = spec(like).config if like else MambaConfig(**{"vocab_size": 50277, **given})
+    if not isinstance(config, MambaConfig):
+        raise ValueError(f"{like} is no Mamba")
+    config = replace(config, **given)
+    checkpoint.save(Mamba(config, seed=seed), destination, layout=layout)
+    write_text(Path(destination) / "NOTE.txt", f"random weights, drawn from seed {seed} and never trained\n")
+    click.echo(f"wrote {destination}: {config.n_parameters:,} parameters")
 
 
 def _go_offline(offline: bool) -> None:

@@ -1,4 +1,4 @@
-"""What `mambalab demo` runs on: a small tokenizer made from the bundled miniature documents."""
+"""`mambalab demo`: two small random checkpoints, evaluated offline on the bundled miniature tasks."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers import models as tokenizer_models
 
 END_OF_TEXT = "<|endoftext|>"
 VOCAB_SIZE = 1024
+SEED = 0
 MINIATURE = Path(__file__).parent / "miniature"
 
 
@@ -20,7 +22,7 @@ def build_tokenizer(data_dir: Path) -> Tokenizer:
     Depends on nothing but the files, so the committed tokenizer.json can be rebuilt to the byte. Raises ValueError
     where the sentences are too few for that many tokens.
     """
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = Tokenizer(tokenizer_models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -52,3 +54,44 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for item in value:
             yield from _strings(item)
+
+
+def write_checkpoints(folder: Path) -> list[Path]:
+    """Write a Mamba and a GPT-NeoX of one small size, their weights drawn from a fixed seed; return the folders."""
+    import torch
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    from ..models import Mamba, checkpoint
+    from ..models.registry import MambaConfig
+    from .store import write_text
+
+    mamba, neox = folder / "tiny-mamba", folder / "tiny-gpt-neox"
+    checkpoint.save(Mamba(MambaConfig(d_model=64, n_layer=2, vocab_size=VOCAB_SIZE), seed=SEED), mamba)
+    shape = GPTNeoXConfig(
+        vocab_size=VOCAB_SIZE, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256
+    )
+    transformers_logging.disable_progress_bar()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        GPTNeoXForCausalLM(shape).save_pretrained(neox)
+    for path in (mamba, neox):
+        write_text(path / "tokenizer.json", (MINIATURE / "tokenizer.json").read_text(encoding="utf-8"))
+        write_text(path / "NOTE.txt", f"random weights, drawn from seed {SEED} and never trained\n")
+    return [mamba, neox]
+
+
+def run_demo(out: Path, command: str) -> str:
+    """Evaluate both small checkpoints on the miniature tasks, offline; write the report into `out` and return it."""
+    from ..reports.tables import report
+    from .store import write_text
+    from .zero_shot import Settings, evaluate
+
+    runs = []
+    for path in write_checkpoints(out / "checkpoints"):
+        settings = Settings(model=str(path), tokenizer=str(path / "tokenizer.json"), data=str(MINIATURE), offline=True)
+        runs.append(evaluate(settings, out / "runs", command=command))
+    made = report(runs)
+    write_text(out / "report.md", made.markdown)
+    write_text(out / "report.csv", made.csv)
+    return made.markdown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from ..ext import backends
 from ..models import checkpoint
+from ..models.generate import generate
 from .scoring import Limits, Request, Scorer
 from .tokenizer import check_fit, load_tokenizer, tokenizer_digest
 
@@ -22,6 +24,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 PARITIES = ("fp16",)
 # Saved states may take this much; how many sequences that is depends on the model.
 STATE_BYTES = 512 * 2**20
+GENERATION_ROWS = 64
 
 
 def resolve_dtype(dtype: str, device: str, parity: str | None) -> torch.dtype:
@@ -60,6 +63,7 @@ class MambaLM(TemplateLM):
     backend      a row of mambalab.ext.backends; default: the first usable one of the device
     parity       "fp16" rounds as the official evaluation script does: float16 weights, log-softmax and sums
     max_length   longer requests lose their left end
+    seed         of the draws of sampled generation (do_sample)
     batch_tokens input tokens of one forward pass; lm-eval's batch_size counts requests and is not used
     """
 
@@ -76,6 +80,7 @@ class MambaLM(TemplateLM):
         max_length: int = 2048,
         batch_tokens: int = 2048,
         offline: bool = False,
+        seed: int = 1234,
         max_gen_toks: int = 256,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
@@ -88,6 +93,7 @@ class MambaLM(TemplateLM):
         self.backend_name = backends.pick(self._device, backend).name
         self.checkpoint = checkpoint.find(pretrained, revision=revision, offline=offline)
         self.tokenizer = load_tokenizer(tokenizer, self.checkpoint, offline=offline)
+        self.kernel = backends.kernel_digest(self.backend_name)
         self.model = checkpoint.load(self.checkpoint, dtype=weights, device=self._device, backend=self.backend_name)
         check_fit(self.tokenizer, self.model.config.padded_vocab_size)
         state = self.model.empty_state(1)
@@ -95,6 +101,7 @@ class MambaLM(TemplateLM):
         self.limits = Limits(max_length=max_length, tokens=batch_tokens, states=max(1, STATE_BYTES // row_bytes))
         self.scorer = Scorer(self.model, limits=self.limits, half=parity == "fp16")
         self.max_length, self.max_gen_toks, self.dtype = max_length, max_gen_toks, weights
+        self.generator = torch.Generator(self._device).manual_seed(seed)
         self._rank, self._world_size = rank, world_size
 
     @property
@@ -192,3 +199,45 @@ class MambaLM(TemplateLM):
         for owner, (value, _) in zip(owners, self._loglikelihood_tokens(windows, disable_tqdm), strict=True):  # type: ignore[arg-type]
             totals[owner].append(value)
         return [math.fsum(values) for values in totals]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        answers: list[str] = [""] * len(requests)
+        batches = self._generation_batches(requests)
+        with tqdm(total=len(requests), desc="generation", disable=disable_tqdm or self.rank != 0) as bar:
+            for arguments, batch in batches:
+                kwargs = normalize_gen_kwargs(arguments, self.max_gen_toks)
+                texts = self._generate([str(requests[i].args[0]) for i in batch], kwargs)
+                for i, text in zip(batch, texts, strict=True):
+                    answers[i] = text
+                bar.update(len(batch))
+        return answers
+
+    def _generation_batches(self, requests: list[Instance]) -> list[tuple[dict[str, Any], list[int]]]:
+        """Requests with equal settings together, at most `limits.states` at once, in order of first appearance."""
+        alike: dict[str, list[int]] = {}
+        for i, request in enumerate(requests):
+            alike.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(i)
+        size = min(self.limits.states, GENERATION_ROWS)
+        return [
+            (dict(requests[rows[0]].args[1]), rows[start : start + size])
+            for rows in alike.values()
+            for start in range(0, len(rows), size)
+        ]
+
+    def _generate(self, prompts: Sequence[str], kwargs: dict[str, Any]) -> list[str]:
+        """Decode to a stop string, the end of text or max_gen_toks; a prompt that leaves no room loses its left end."""
+        stops = handle_stop_sequences(kwargs.get("until"), eos=self.tok_decode([self.eot_token_id]))
+        count = kwargs["max_gen_toks"]
+        if count >= self.max_length:
+            raise ValueError(f"max_gen_toks {count} must be less than max_length {self.max_length}")
+        tokens = [(ids or [self.prefix_token_id])[count - self.max_length :] for ids in self._encode(prompts)]
+
+        def done(row: int, generated: list[int]) -> bool:
+            return any(stop and stop in self.tok_decode(generated) for stop in stops)
+
+        sampling: dict[str, Any] = {}
+        if kwargs.get("do_sample"):
+            sampling = {name: kwargs[name] for name in ("temperature", "top_k") if name in kwargs}
+            sampling["generator"] = self.generator
+        rows = generate(self.model, tokens, count, stop=done, **sampling)
+        return [postprocess_generated_text(self.tok_decode(row), stops, None) for row in rows]

@@ -13,8 +13,7 @@ from typing import Any
 from ..reports.jsonl import read_lines
 from ..reports.record import Record
 from .store import write_text
-from .templates import compiled_once
-from .zero_shot import Settings, check_data, load_tasks, open_model, run_provenance
+from .zero_shot import Settings, check_data, load_tasks, open_model, run_provenance, run_tasks
 
 CONTROL = "carried state dropped"
 
@@ -121,10 +120,10 @@ def run_parity(
         origin = run_provenance(one, lm, loaded, digests, command)
         theirs = _stock(one, lm, loaded, out / "stock" / f"{task}.jsonl", origin)
         lm.scorer.carry = None
-        found = [(None, compare(task, _documents(one, lm, loaded)[0], theirs))]
+        found = [(None, compare(task, _documents(one, lm, loaded), theirs))]
         if control:
             lm.scorer.carry = _drop
-            found.append((CONTROL, compare(task, _documents(one, lm, loaded)[0], theirs)))
+            found.append((CONTROL, compare(task, _documents(one, lm, loaded), theirs)))
         for name, agreement in found:
             report(describe(agreement, name))
             records += _records(settings, agreement, name, origin)
@@ -160,7 +159,7 @@ def _stock(settings: Settings, lm: Any, tasks: dict[str, Any], path: Path, origi
         (_, head), *rows = read_lines(path)
         if head == key:
             return [_from_json(row) for _, row in rows]
-    documents, _ = _documents(settings, _stock_adapter(lm), tasks)
+    documents = _documents(settings, _stock_adapter(lm), tasks)
     lines = [json.dumps(key, sort_keys=True), *(json.dumps(vars(d), sort_keys=True) for d in documents)]
     write_text(path, "\n".join(lines) + "\n")
     return documents
@@ -185,20 +184,9 @@ def _stock_adapter(lm: Any) -> Any:
     return HFLM(pretrained=model.eval().to(lm.device), tokenizer=lm.tokenizer, batch_size=16, max_length=lm.max_length)
 
 
-def _documents(settings: Settings, lm: Any, tasks: dict[str, Any]) -> tuple[list[Document], dict[str, Any]]:
-    from lm_eval import simple_evaluate
-
-    with compiled_once():
-        results = simple_evaluate(
-            model=lm,
-            tasks=list(tasks["tasks"].values()),
-            num_fewshot=settings.num_fewshot,
-            limit=settings.limit,
-            bootstrap_iters=0,
-        )
-    assert results is not None
-    rows = [row for found in results["samples"].values() for row in found]
-    return [_document(row) for row in rows], dict(results)
+def _documents(settings: Settings, lm: Any, tasks: dict[str, Any]) -> list[Document]:
+    results = run_tasks(lm, tasks, num_fewshot=settings.num_fewshot, limit=settings.limit, seed=settings.seed)
+    return [_document(row) for rows in results["samples"].values() for row in rows]
 
 
 def _document(row: Any) -> Document:

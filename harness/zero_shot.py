@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from .documents import check_documents
 from .errors import one_line
 from .manifest import check_manifest
 from .provenance import provenance
-from .store import write_json, write_text
+from .store import check_folder, write_json, write_text
 from .templates import compiled_once
 
 # Mamba paper, Table 3, in its order of columns.
@@ -133,7 +132,7 @@ def evaluate(settings: Settings, out: Path, *, command: str = "") -> Path:
     A directory that already holds the records of the same settings, checkpoint, tokenizer, data and package is kept.
     """
     digests = check_data(settings)
-    _check_writable(out)
+    check_folder(out)
     started = time.time()
     tasks = load_tasks(settings.tasks, Path(settings.data) if settings.data else None)
     loaded = time.time()
@@ -145,7 +144,7 @@ def evaluate(settings: Settings, out: Path, *, command: str = "") -> Path:
         logging.getLogger("mambalab").warning("%s is complete already: kept", run)
         return run
     ready = time.time()
-    results = _run(settings, lm, tasks)
+    results = run_tasks(lm, tasks, num_fewshot=settings.num_fewshot, limit=settings.limit, seed=settings.seed)
     origin["truncated_requests"] = lm.truncated
     _write(run, settings, identity, origin, results)
     stages = {"load tasks": loaded - started, "load model": ready - loaded, "evaluate": time.time() - ready}
@@ -193,29 +192,28 @@ def open_model(settings: Settings) -> Any:
     return TransformersLM(str(directory), dtype=dtype, **shared)
 
 
-def _run(settings: Settings, lm: Any, tasks: dict[str, Any]) -> dict[str, Any]:
-    from lm_eval import simple_evaluate
+def run_tasks(
+    lm: Any, tasks: dict[str, Any], *, num_fewshot: int | None, limit: int | None, seed: int
+) -> dict[str, Any]:
+    """lm-eval's results, samples included. As its simple_evaluate, but for the environment that records hold anyway."""
+    from lm_eval.evaluator import evaluate as lm_eval_evaluate
 
-    with compiled_once():
-        results = simple_evaluate(
-            model=lm,
-            tasks=[*tasks["groups"].values(), *_outside_groups(tasks)],
-            num_fewshot=settings.num_fewshot,
-            limit=settings.limit,
+    for task in tasks["tasks"].values():
+        default = task.get_config("num_fewshot")
+        # A task that says 0 means it: its prompt has no place for examples.
+        if default is None or (num_fewshot is not None and default != 0):
+            task.set_config(key="num_fewshot", value=num_fewshot or 0)
+        task.set_fewshot_seed(seed=seed)
+    try:
+        with compiled_once():
             # Standard errors are computed here: lm-eval's bootstrap forks a pool, after threads have run.
-            bootstrap_iters=0,
-            random_seed=settings.seed,
-            numpy_random_seed=settings.seed,
-            torch_random_seed=settings.seed,
-            fewshot_random_seed=settings.seed,
-        )
+            results = lm_eval_evaluate(lm, tasks, limit=limit, bootstrap_iters=0, log_samples=True)
+    except OverflowError as error:
+        raise ValueError(
+            f"a metric overflows ({one_line(error)}): the model gives the truth next to no probability"
+        ) from error
     assert results is not None
     return dict(results)
-
-
-def _outside_groups(tasks: dict[str, Any]) -> list[Any]:
-    inside = {id(task) for group in tasks["groups"].values() for task in group.get_all_tasks()}
-    return [task for task in tasks["tasks"].values() if id(task) not in inside]
 
 
 def run_provenance(
@@ -317,15 +315,6 @@ def standard_error(metric: str, value: float, values: Sequence[Any]) -> float | 
     if metric == "perplexity":
         return value * of_mean
     return of_mean if math.isclose(mean, value, rel_tol=1e-9, abs_tol=1e-12) else None
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"can't write in {folder}: {os.strerror(error.errno or 0)}") from error
 
 
 def _slug(name: str) -> str:
