@@ -130,8 +130,8 @@ class MambaBlock(nn.Module):
         backend: str | None = None,
     ) -> tuple[Float[Tensor, "b l m"], Float[Tensor, "s j d"], Float[Tensor, "s d n"]]:
         """The residual stream after this layer, and the layer's states after the chunk."""
-        mixed, conv_state, scan_state = self.mixer(self.norm(residual), conv_state, scan_state, cu_seqlens, backend)
-        return residual + mixed, conv_state, scan_state
+        mixed, *states = self.mixer(self.norm(residual), conv_state, scan_state, cu_seqlens, backend)
+        return residual + mixed, *states
 
     def step(
         self,
@@ -230,9 +230,9 @@ class Mamba(nn.Module):
         )
 
     @property
-    def layers(self) -> Sequence[MambaBlock]:
+    def layers(self) -> list[MambaBlock]:
         """The layers in order."""
-        return cast("Sequence[MambaBlock]", self.backbone.layers)
+        return cast("list[MambaBlock]", list(self.backbone.layers))
 
     def _embed(self, tokens: Tensor) -> Tensor:
         embedded = self.backbone.embedding(tokens)
