@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from .jsonl import read_bytes, write_whole
@@ -51,6 +52,11 @@ def _render(file: Path, block: re.Match[str]) -> str:
     return f"{opening}\n{made.table if kind == 'table' else made.markdown}\n{end}"
 
 
+def main(names: Sequence[str]) -> None:
+    """Rewrite each file's tables in place."""
+    for file in map(Path, names):
+        write_whole(file, regenerate(file))
+
+
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        write_whole(Path(name), regenerate(Path(name)))
+    main(sys.argv[1:])

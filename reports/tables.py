@@ -129,20 +129,21 @@ def _section(experiment: str, runs: Sequence[Run]) -> Section:
     if experiment == ZERO_SHOT:
         return _zero_shot_section(runs)
     records = [r for run in runs for r in run.records if r.experiment == experiment]
-    return (
-        _bench_section(experiment, records) if experiment.startswith("bench") else _plain_section(experiment, records)
-    )
+    make = _bench_section if experiment.startswith("bench") else _plain_section
+    return make(experiment, records)
 
 
 def _zero_shot_section(runs: Sequence[Run]) -> Section:
     wide = zero_shot_table(runs)
     details = markdown.table(zero_shot.detail_table(runs), left=("Model", "Task", "Metric", "Source"))
     # Runs of other tasks only have no row in the wide table.
-    table, rest = (
-        (markdown.table(wide, left=("Model",)), f"### Each measure\n\n{details}") if len(wide) else (details, "")
-    )
+    has_wide = len(wide) > 0
     return Section(
-        title="Zero-shot", table=table, notes=zero_shot.notes(runs), details=rest, lines=zero_shot.lines(runs)
+        title="Zero-shot",
+        table=markdown.table(wide, left=("Model",)) if has_wide else details,
+        notes=zero_shot.notes(runs),
+        details=f"### Each measure\n\n{details}" if has_wide else "",
+        lines=zero_shot.lines(runs),
     )
 
 
