@@ -122,7 +122,7 @@ def kernel_digest(name: str) -> str:
     """SHA-256 over the sources of the backend called `name`."""
     digest = hashlib.sha256()
     for source in _row(name).sources:
-        digest.update(Path(__file__).with_name(source).read_bytes())
+        digest.update((Path(__file__).parent / source).read_bytes())
     return digest.hexdigest()
 
 

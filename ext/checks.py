@@ -118,8 +118,11 @@ def check_step(
 def check_low_rank(dt_proj: Tensor | None, delta_bias: Tensor | None, x: Tensor) -> int:
     """The projection (d r) that makes Δ of its low rank; returns r, which is 0 for a static Δ."""
     if dt_proj is not None:
-        require("dt_proj", dt_proj, "d r", (x.shape[1], *dt_proj.shape[1:2]), (x.dtype,), x, "x")
-        return dt_proj.shape[1]
+        if dt_proj.dim() != 2:
+            raise ValueError(f"dt_proj has shape {tuple(dt_proj.shape)}; it must be (d r)")
+        r = dt_proj.shape[1]
+        require("dt_proj", dt_proj, "d r", (x.shape[1], r), (x.dtype,), x, "x")
+        return r
     if delta_bias is None:
         raise ValueError("dt_proj and delta_bias are both None; a static Δ comes from delta_bias alone")
     return 0

@@ -1,6 +1,7 @@
 """The definitions of the ops, one step at a time in plain torch: what every other backend is judged by."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import islice, pairwise
 
@@ -214,15 +215,27 @@ def _weighted_sum(x: Tensor, taps: tuple[Tensor, ...]) -> Tensor:
 def _gradients(
     forward: Callable[..., tuple[Tensor, Tensor]], grads: tuple[Tensor, Tensor], inputs: tuple[Tensor | None, ...]
 ) -> tuple[Tensor | None, ...]:
-    # Inside a custom op the dispatcher skips autograd, so that enable_grad alone would record nothing.
-    recording = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
-    with recording, torch.enable_grad():
+    with _recording():
         leaves = [None if x is None else x.detach().requires_grad_() for x in inputs]
         pairs = [(out, grad) for out, grad in zip(forward(*leaves), grads, strict=True) if out.requires_grad]
         outputs, seeds = zip(*pairs, strict=True) if pairs else ((), ())
         given = [leaf for leaf in leaves if leaf is not None]
         found = iter(torch.autograd.grad(outputs, given, seeds, materialize_grads=True))
     return tuple(None if x is None else _fresh(next(found)) for x in inputs)
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    """Let autograd record inside a custom op, where enable_grad alone records nothing.
+
+    The dispatcher skips autograd there, and in a compiled graph also what makes a lazily conjugated tensor read right.
+    """
+    key = torch._C.DispatchKey
+    with ExitStack() as stack:
+        for skipped in (key.AutogradFunctionality, key.Conjugate, key.Negative):
+            stack.enter_context(torch._C._SetExcludeDispatchKeyGuard(skipped, False))
+        stack.enter_context(torch.enable_grad())
+        yield
 
 
 def _fresh(grad: Tensor) -> Tensor:
