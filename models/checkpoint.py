@@ -66,8 +66,7 @@ def load(
     source = weight_files.entry(folder)
     tensors = _renamed(weight_files.read(folder), kind, source)
     _check_tensors(tensors, model, source)
-    if config.tie_embeddings:
-        tensors = _tied(tensors, source)
+    tensors[_HEAD] = _head(tensors, config, source)
     model.load_state_dict(tensors, assign=True)
     model.tie_weights()
     model.to(device=device, dtype=dtype)
@@ -154,13 +153,16 @@ def _check_tensors(tensors: dict[str, Tensor], model: Mamba, source: Path) -> No
         raise ValueError(f"{source}: tensors that do not fit config.json: {'; '.join(said)}")
 
 
-def _tied(tensors: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
-    """The tensors with the head taken from the embedding, which a head in the file must equal."""
+def _head(tensors: dict[str, Tensor], config: MambaConfig, source: Path) -> Tensor:
+    """The head's weight: the embedding where they are tied, which a head in the file must equal."""
     embedding = tensors[layouts.MAMBA_SSM.embedding]
     head = tensors.get(_HEAD, embedding)
-    if head.data_ptr() != embedding.data_ptr() and not torch.equal(head, embedding):
+    same_storage = head.data_ptr() == embedding.data_ptr()
+    if not config.tie_embeddings:
+        return head.clone() if same_storage else head
+    if not same_storage and not torch.equal(head, embedding):
         raise ValueError(f"{source}: {_HEAD} differs from the embedding, to which config.json ties it")
-    return tensors | {_HEAD: embedding}
+    return embedding
 
 
 def _check_finite(model: Mamba, source: Path, dtype: torch.dtype) -> None:

@@ -79,7 +79,7 @@ def _shards(index: Path) -> list[Path]:
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise ValueError(f"{index}: weight_map must name the file of each tensor")
-    suffix = Path(index.stem).suffix
+    suffix = Path(index.name.removesuffix(".index.json")).suffix
     shards = []
     for name in sorted(set(names.values())):
         if Path(name).name != name or Path(name).suffix != suffix:
@@ -91,36 +91,41 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    seen = _seen(path)
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a whole safetensors file ({_seen(path)}{_first_line(error)})") from error
+        raise ValueError(f"{path}: not a whole safetensors file ({seen}{_first_line(error)})") from error
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     content = _unpickled(path)
     if isinstance(content, dict) and all(isinstance(v, Tensor) and isinstance(k, str) for k, v in content.items()):
         return dict(content)
-    kind = f"a dict with {', '.join(map(repr, list(content)[:4]))}" if isinstance(content, dict) else type(content)
+    kind = (
+        f"a dict with {', '.join(map(repr, list(content)[:4]))}"
+        if isinstance(content, dict)
+        else f"a {type(content).__name__}"
+    )
     raise ValueError(f"{path}: holds {kind}, not a table of named tensors")
 
 
 def _unpickled(path: Path) -> object:
     """What a .bin holds, by the unpickler that knows tensors and containers and nothing else."""
+    # Opened first by us, so that a file we may not read says so itself.
+    seen = _seen(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except OSError:
-        raise
     except UnpicklingError as error:
         if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise ValueError(f"{path}: refused, because loading it would run code ({found[1]})") from error
-        raise ValueError(f"{path}: not a PyTorch weight file ({_seen(path)}unreadable pickle)") from error
+        raise ValueError(f"{path}: not a PyTorch weight file ({seen}unreadable pickle)") from error
     except Exception as error:
         # A damaged pickle can raise anything at all.
-        raise ValueError(f"{path}: not a whole PyTorch weight file ({_seen(path)}{_first_line(error)})") from error
+        raise ValueError(f"{path}: not a whole PyTorch weight file ({seen}{_first_line(error)})") from error
 
 
 _MAGIC: dict[str, Callable[[bytes], bool]] = {
@@ -135,7 +140,7 @@ _MAGIC: dict[str, Callable[[bytes], bool]] = {
 
 
 def _seen(path: Path) -> str:
-    """What the first bytes of a file that could not be read say it is."""
+    """What the first bytes of a file say it is, for the error when it cannot be read."""
     with path.open("rb") as file:
         head = file.read(64)
     return next((kind for kind, matches in _MAGIC.items() if matches(head)), "")

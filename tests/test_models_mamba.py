@@ -1,6 +1,7 @@
 """Forward, chunks, packs and steps of Mamba are one function; what must be float32 is; it starts as released."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -47,6 +48,16 @@ def test_steps_equal_one_forward(changes, dtype):
     logits = torch.stack([model.step(column, state) for column in ids.unbind(1)], 1)
     assert distance(logits, want) < TOLERANCE[dtype]
     assert_same_states(state, want_state, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("lost", ["conv", "scan"])
+def test_losing_either_state_changes_the_logits(lost):
+    """The control of the tests around it: they would see it."""
+    model, ids = tiny(), tokens(3, 11)
+    want, _ = model(ids)
+    _, state = model(ids[:, :5])
+    state = replace(state, **{lost: tuple(torch.zeros_like(t) for t in getattr(state, lost))})
+    assert distance(model(ids[:, 5:], state=state)[0], want[:, 5:]) > 0.1
 
 
 def test_steps_go_on_from_a_chunk():
