@@ -61,6 +61,11 @@ def significant(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{decimals}f}"
 
 
+def number(value: float) -> str:
+    """A number of no known kind: a count as it is, anything else with three significant digits."""
+    return count(int(value)) if value.is_integer() else significant(value)
+
+
 def ratio(value: float | None) -> str:
     return BLANK if value is None else f"{significant(value)}×"
 

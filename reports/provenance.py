@@ -34,6 +34,8 @@ def _parts(provenance: Mapping[str, Any]) -> Iterator[str]:
     checkpoint = provenance.get("checkpoint") or {}
     if isinstance(checkpoint, dict) and checkpoint.get("digest"):
         yield f"weights {_short(checkpoint['digest'])}"
+    if provenance.get("tokenizer"):
+        yield f"tokenizer {_short(provenance['tokenizer'])}"
     data = provenance.get("data") or {}
     if data:
         yield "data " + ", ".join(f"{name} {_short(data[name])}" for name in sorted(data))

@@ -79,15 +79,18 @@ def load_runs(path: Path | str) -> list[Run]:
 def _from_directory(path: Path) -> list[Run]:
     from . import lm_eval_results
 
-    if (path / "run.json").is_file():
-        return [_from_run_directory(path)]
-    if (path / "records.jsonl").is_file():
-        return _from_records(path / "records.jsonl")
-    ours = [_from_run_directory(file.parent) for file in sorted(path.rglob("run.json"))]
+    if (path / "run.json").is_file() or (path / "records.jsonl").is_file():
+        return _from_folder(path)
+    folders = sorted({file.parent for name in ("run.json", "records.jsonl") for file in path.rglob(name)})
+    ours = [run for folder in folders for run in _from_folder(folder)]
     theirs = [lm_eval_results.read(file) for file in sorted(path.rglob("results_*.json"))]
     if not ours and not theirs:
         raise ValueError(f"{path} is not a run: it holds neither run.json, records.jsonl nor lm-eval's results_*.json")
     return ours + theirs
+
+
+def _from_folder(path: Path) -> list[Run]:
+    return [_from_run_directory(path)] if (path / "run.json").is_file() else _from_records(path / "records.jsonl")
 
 
 def _from_run_directory(path: Path) -> Run:

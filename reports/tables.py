@@ -96,7 +96,7 @@ def plain_table(records: Sequence[Record]) -> pd.DataFrame:
     for r in records:
         key = (r.model, r.task, markdown.compact(r.setting), r.provenance["backend"], str(r.n))
         error = f" ± {markdown.significant(r.stderr, 2)}" if r.stderr else ""
-        grouped.setdefault(key, {})[r.metric] = markdown.significant(r.value) + error
+        grouped.setdefault(key, {})[r.metric] = markdown.number(r.value) + error
     names = ("Model", "Task", "Setting", "Backend", "n")
     return pd.DataFrame(dict(zip(names, key, strict=True)) | values for key, values in grouped.items())
 

@@ -118,7 +118,7 @@ def notes(runs: Sequence[Run]) -> list[str]:
     """What a reader has to know: units, sources, limited samples, unpublished and random weights, blank averages."""
     every = rows(runs)
     sources = dict.fromkeys(f"{row.source} = {published.SOURCES[row.source]}" for row in every if row.source)
-    made = ["Accuracies in percent, ± one standard error over the documents; the average is computed from the row."]
+    made = ["Accuracies in percent, ± one standard error over the documents; averages are computed, never copied."]
     if sources:
         made.append(
             f"In brackets, the published value: {'; '.join(sources)}. z = (ours − published) / our standard error, "
@@ -193,6 +193,8 @@ def _notes_of(run: Run, name: str) -> Iterator[str]:
         yield f"{name}: not a published checkpoint, so no published value stands beside it."
     if limited:
         yield f"{name}: limited sample ({', '.join(limited.values())} documents): not the published set."
+    for parity in sorted({str(r.setting["parity"]) for r in run.records if r.setting.get("parity")}):
+        yield f"{name}: arithmetic as in the official script (parity {parity})."
     if shots:
         yield f"{name}: few-shot on {', '.join(shots)}; published numbers are zero-shot and left out."
     if missing and len(missing) < len(ACCURACIES):

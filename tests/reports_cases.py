@@ -33,6 +33,7 @@ PROVENANCE = {
     "dtype": "float32",
     "backend": "cpu",
     "kernel": "abcdef0123456789",
+    "tokenizer": "99887766554433",
     "data": {"piqa.jsonl": "00112233445566"},
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mambalab.reports import record
@@ -212,20 +213,26 @@ LAST_WORD = {
 @pytest.fixture(scope="module")
 def from_lm_eval(tmp_path_factory):
     """What lm-eval itself writes with --output_path and --log_samples, for a model that likes short answers."""
-    from lm_eval import simple_evaluate
+    import lm_eval
     from lm_eval.api.model import LM
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.tasks import TaskManager
 
     class Short(LM):
-        def loglikelihood(self, requests):
-            return [(-0.37 * len(request.args[1]), False) for request in requests]
+        def loglikelihood(self, requests) -> Any:
+            return [(-0.37 * len(request.arguments[1]), False) for request in requests]
 
-        loglikelihood_rolling = generate_until = loglikelihood
+        def loglikelihood_rolling(self, requests) -> Any:
+            raise AssertionError("no task asks for it")
 
+        def generate_until(self, requests) -> Any:
+            raise AssertionError("no task asks for it")
+
+    # Its decorator hides simple_evaluate's parameters from the type checker.
+    evaluate: Any = lm_eval.simple_evaluate
     folder = tmp_path_factory.mktemp("lm_eval")
     tracker = EvaluationTracker(output_path=str(folder / "out"))
-    results = simple_evaluate(
+    results = evaluate(
         model=Short(),
         tasks=[{**COMMON, **task} for task in (CHOICE, LAST_WORD)],
         limit=5,
