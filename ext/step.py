@@ -38,48 +38,42 @@ def step_(
     dt_proj = None, which makes r = 0 and leaves Δ to delta_bias alone. Dtypes are those of `causal_conv1d` and
     `selective_scan`; x_proj and dt_proj are in x's dtype. z = None is no gate.
 
-    It has no gradient: going backward through it raises. ValueError where a shape, dtype, device or name is wrong.
+    Raises ValueError where a shape, dtype, device or name breaks these rules, or no backend can run; RuntimeError when
+    x asks for a gradient, which a step has not.
     """
     act = "" if activation is None else activation
     check_step(
         x, z, conv_weight, conv_bias, x_proj, dt_proj, A, D, delta_bias, conv_state, scan_state, B, C, act,
         discretisation,
     )  # fmt: skip
-    return _step(
+    if x.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError("step_ has no gradient; call it under torch.no_grad()")
+    return torch.ops.mambalab.step_.default(
         x, z, conv_weight, conv_bias, x_proj, dt_proj, A, D, delta_bias, conv_state, scan_state, B, C, act,
         delta_softplus, discretisation, backend or "",
     )  # fmt: skip
 
 
-@torch.library.custom_op("mambalab::step_", mutates_args=("conv_state", "scan_state"))
-def _step(
-    x: Tensor,
-    z: Tensor | None,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    x_proj: Tensor,
-    dt_proj: Tensor | None,
-    A: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    conv_state: Tensor,
-    scan_state: Tensor,
-    B: Tensor | None,
-    C: Tensor | None,
-    activation: str,
-    delta_softplus: bool,
-    discretisation: str,
-    backend: str,
-) -> Tensor:
+# Not custom_op, which at this number of arguments spends 100 µs a call on its schema as soon as anything is mutated.
+torch.library.define(
+    "mambalab::step_",
+    "(Tensor x, Tensor? z, Tensor conv_weight, Tensor? conv_bias, Tensor x_proj, Tensor? dt_proj, Tensor A, Tensor? D, "
+    "Tensor? delta_bias, Tensor(a!) conv_state, Tensor(b!) scan_state, Tensor? B, Tensor? C, str activation, "
+    "bool delta_softplus, str discretisation, str backend) -> Tensor",
+)
+
+
+@torch.library.impl("mambalab::step_", "default")
+def _step(x: Tensor, *arguments: Any) -> Tensor:
+    *rest, backend = arguments
     row = pick(x.device, backend or None)
+    if not torch.is_autocast_enabled(x.device.type):
+        return row.step(x, *rest)
     # The projections inside are in x's dtype by contract, whatever autocast is on around them.
     with torch.autocast(x.device.type, enabled=False):
-        return row.step(
-            x, z, conv_weight, conv_bias, x_proj, dt_proj, A, D, delta_bias, conv_state, scan_state, B, C, activation,
-            delta_softplus, discretisation,
-        )  # fmt: skip
+        return row.step(x, *rest)
 
 
-@_step.register_fake
-def _(x: Tensor, *rest: Any) -> Tensor:
+@torch.library.register_fake("mambalab::step_")
+def _(x: Tensor, *arguments: Any) -> Tensor:
     return x.new_empty(x.shape)

@@ -132,9 +132,18 @@ def test_autocast_around_the_step_changes_nothing(backend):
     assert all(actual[name].equal(expected[name]) for name in expected)
 
 
-def test_going_backward_through_a_step_is_refused():
+def test_a_step_that_would_need_a_gradient_is_refused():
     given, x = mixer(torch.float32), torch.zeros(2, 5, requires_grad=True)
     conv_state, scan_state = states(given, 2)
-    y = step_(x, None, **given, conv_state=conv_state, scan_state=scan_state)
-    with pytest.raises(RuntimeError, match="no autograd formula"):
-        y.sum().backward()
+    with pytest.raises(RuntimeError, match=r"call it under torch.no_grad\(\)"):
+        step_(x, None, **given, conv_state=conv_state, scan_state=scan_state)
+
+
+@every_backend
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_parameters_may_ask_for_gradients_where_none_are_taken(backend, mode):
+    given, x = mixer(torch.float32), Draw(2)(2, 3, 5, dtype=torch.float32)
+    expected = stepped(usable(backend), given, x, x, *states(given, 2))
+    parameters = {name: None if tensor is None else tensor.requires_grad_() for name, tensor in given.items()}
+    with mode():
+        assert_same(stepped(backend.name, parameters, x, x, *states(given, 2)), expected, x.dtype)
