@@ -1,6 +1,7 @@
 """What every test shares: shapes checked from the signatures, two threads, and where the real data is."""
 
 import os
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -8,7 +9,11 @@ import jaxtyping
 import pytest
 import torch
 
-jaxtyping.install_import_hook(["mambalab.ext", "mambalab.models"], "beartype.beartype")
+EXT = Path(__file__).parents[1] / "ext"
+# Numba compiles the source of its functions, so the hook must not wrap them.
+compiled = re.compile(r"^ *(from|import) (numba|llvmlite)\b", re.MULTILINE)
+checked = [f"mambalab.ext.{file.stem}" for file in EXT.glob("*.py") if not compiled.search(file.read_text("utf-8"))]
+jaxtyping.install_import_hook([*checked, "mambalab.models"], "beartype.beartype")
 torch.set_num_threads(2)
 
 
