@@ -51,8 +51,16 @@ def _eval_options(command: Any) -> Any:
     return command
 
 
+def _print_version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    from .provenance import own_version
+
+    if asked:
+        click.echo(f"mambalab {own_version()}")
+        context.exit()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="mambalab")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version)
 def cli() -> None:
     """Evaluate Mamba checkpoints zero-shot beside Pythia, on any machine, and get tables made from records."""
 
@@ -62,7 +70,7 @@ def cli() -> None:
 @_eval_options
 def eval_command(models: tuple[str, ...], tasks: str, out: str, **options: Any) -> None:
     """Evaluate MODELs (a directory, a hub id, or a name of `mambalab models`) and print the table."""
-    _go_offline(options["offline"] or options["data"] is not None)
+    _go_offline(hub=options["offline"], data=options["offline"] or options["data"] is not None)
     from .zero_shot import TASKS, Settings, evaluate
 
     names = tuple(t.strip() for t in tasks.split(",") if t.strip()) if tasks else TASKS
@@ -138,7 +146,7 @@ def doctor(hub: bool) -> None:
 @click.option("--out", default="runs/demo", show_default=True, metavar="DIR", help="Where everything goes.")
 def demo(out: str) -> None:
     """The main job in miniature, offline: two small random checkpoints, six small tasks, one report."""
-    _go_offline(True)
+    _go_offline(hub=True, data=True)
     from .demo import run_demo
 
     click.echo(run_demo(Path(out), _command_line()))
@@ -151,7 +159,7 @@ def demo(out: str) -> None:
 @click.option("--control", is_flag=True, help="Also score with the carried state dropped: that must disagree.")
 def parity(checkpoint: str, tasks: str, out: str, control: bool, **options: Any) -> None:
     """Hold our scores of a Mamba CHECKPOINT against lm-eval's `hf` adapter on transformers, request by request."""
-    _go_offline(options["offline"] or options["data"] is not None)
+    _go_offline(hub=options["offline"], data=options["offline"] or options["data"] is not None)
     from ..reports import record
     from .parity import CONTROL, run_parity
     from .zero_shot import TASKS, Settings
@@ -219,11 +227,11 @@ def init(destination: str, like: str | None, seed: int, layout: str, **shape: in
     click.echo(f"wrote {destination}: {config.n_parameters:,} parameters")
 
 
-def _go_offline(offline: bool) -> None:
-    """Before transformers and datasets are imported: they read these once."""
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        os.environ["HF_DATASETS_OFFLINE"] = "1"
+def _go_offline(*, hub: bool, data: bool) -> None:
+    """Forbid the network for checkpoints or data sets, before transformers and datasets are imported: they look once."""
+    for variable, wanted in (("HF_HUB_OFFLINE", hub), ("HF_DATASETS_OFFLINE", data)):
+        if wanted:
+            os.environ[variable] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 
