@@ -90,7 +90,7 @@ def eval_command(models: tuple[str, ...], tasks: str, out: str, **options: Any) 
     metavar="A B",
     help="Compare two models on the same documents; default: both of two.",
 )
-@click.option("--out", metavar="DIR", help="Also write report.md and report.csv there.")
+@click.option("--out", metavar="DIR", help="Also write report.md, report.csv and paired.csv there.")
 def report(runs: tuple[str, ...], pair: tuple[tuple[str, str], ...], out: str | None) -> None:
     """The zero-shot table of RUNs (our run directories or lm-eval's result files) beside the published numbers."""
     _print_report([Path(run) for run in runs], out, pair)
@@ -98,13 +98,11 @@ def report(runs: tuple[str, ...], pair: tuple[tuple[str, str], ...], out: str | 
 
 def _print_report(runs: Sequence[Path], out: str | None, pairs: Sequence[tuple[str, str]]) -> None:
     from ..reports.tables import report as make_report
-    from .store import write_text
 
     made = make_report(runs, pairs=pairs)
     click.echo(made.markdown)
     if out is not None:
-        write_text(Path(out) / "report.md", made.markdown)
-        write_text(Path(out) / "report.csv", made.csv)
+        made.write(out)
 
 
 @cli.command()
@@ -228,7 +226,7 @@ def init(destination: str, like: str | None, seed: int, layout: str, **shape: in
 
 
 def _go_offline(*, hub: bool, data: bool) -> None:
-    """Forbid the network for checkpoints or data sets, before transformers and datasets are imported: they look once."""
+    """Forbid the network to checkpoints or data sets, before transformers and datasets look (once, at import)."""
     for variable, wanted in (("HF_HUB_OFFLINE", hub), ("HF_DATASETS_OFFLINE", data)):
         if wanted:
             os.environ[variable] = "1"

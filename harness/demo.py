@@ -84,7 +84,6 @@ def write_checkpoints(folder: Path) -> list[Path]:
 def run_demo(out: Path, command: str) -> str:
     """Evaluate both small checkpoints on the miniature tasks, offline; write the report into `out` and return it."""
     from ..reports.tables import report
-    from .store import write_text
     from .zero_shot import Settings, evaluate
 
     runs = []
@@ -92,6 +91,5 @@ def run_demo(out: Path, command: str) -> str:
         settings = Settings(model=str(path), tokenizer=str(path / "tokenizer.json"), data=str(MINIATURE), offline=True)
         runs.append(evaluate(settings, out / "runs", command=command))
     made = report(runs)
-    write_text(out / "report.md", made.markdown)
-    write_text(out / "report.csv", made.csv)
+    made.write(out)
     return made.markdown
