@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 from tqdm import tqdm
 
 from ..ext import backends
@@ -44,12 +46,11 @@ def resolve_device(device: str | None) -> str:
     """`cuda` where there is one, else `cpu`; a device asked for by name that is absent is an error."""
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise ValueError(f"unknown device {device!r}; known: cpu, cuda, cuda:N") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} asked for, but torch sees no CUDA device")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ValueError(f"unknown device {device!r}; known: cpu, cuda, cuda:N")
+    count = torch.cuda.device_count()
+    if device != "cpu" and (torch.device(device).index or 0) >= count:
+        raise ValueError(f"device {device!r} asked for, but torch sees {count or 'no'} CUDA devices")
     return device
 
 
@@ -88,10 +89,12 @@ class MambaLM(TemplateLM):
         world_size: int = 1,
     ) -> None:
         super().__init__()
+        if not isinstance(seed, int) or not 0 <= seed < 2**64:
+            raise ValueError(f"seed must be an integer from 0 to 2^64 - 1, not {seed!r}")
         self._device = torch.device(resolve_device(device))
         weights = resolve_dtype(dtype, str(self._device), parity)
         self.backend_name = backends.pick(self._device, backend).name
-        self.checkpoint = checkpoint.find(pretrained, revision=revision, offline=offline)
+        self.checkpoint = checkpoint.find(str(pretrained), revision=revision, offline=offline)
         self.tokenizer = load_tokenizer(tokenizer, self.checkpoint, offline=offline)
         self.kernel = backends.kernel_digest(self.backend_name)
         self.model = checkpoint.load(self.checkpoint, dtype=weights, device=self._device, backend=self.backend_name)
@@ -103,6 +106,20 @@ class MambaLM(TemplateLM):
         self.max_length, self.max_gen_toks, self.dtype = max_length, max_gen_toks, weights
         self.generator = torch.Generator(self._device).manual_seed(seed)
         self._rank, self._world_size = rank, world_size
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> MambaLM:
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> MambaLM:
+        given = arg_dict | {name: value for name, value in (additional_config or {}).items() if value is not None}
+        signature = inspect.signature(cls)
+        try:
+            signature.bind(**given)
+        except TypeError as error:
+            raise ValueError(f"model_args: {error}; known: {', '.join(signature.parameters)}") from None
+        return cls(**given)
 
     @property
     def truncated(self) -> int:

@@ -42,8 +42,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in ("max_length", "tokens", "positions", "states"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an integer, at least 1, not {value!r}")
 
 
 @dataclass(frozen=True, slots=True)

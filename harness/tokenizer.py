@@ -21,12 +21,17 @@ def load_tokenizer(source: str | None, checkpoint: Path, *, offline: bool = Fals
     """
     if source is None:
         source = str(checkpoint) if _has_tokenizer(checkpoint) else GPT_NEOX
-    path = Path(source)
+    path = Path(source).expanduser()
+    if path.is_dir() and not (path / "tokenizer_config.json").is_file():
+        # Without its config transformers would guess the special tokens, and may add some of its own.
+        path = path / "tokenizer.json"
+        if not path.is_file():
+            raise ValueError(f"no tokenizer in {source}: neither tokenizer.json nor tokenizer_config.json is there")
     if path.is_file():
         return _from_file(path)
     if not path.is_dir() and (path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1):
         raise ValueError(f"no tokenizer at {source}: neither a file nor a directory")
-    return _from_pretrained(source, offline)
+    return _from_pretrained(str(path), offline)
 
 
 def _has_tokenizer(directory: Path) -> bool:
@@ -57,6 +62,8 @@ def _from_pretrained(source: str, offline: bool) -> Any:
         raise ValueError(f"no usable tokenizer at {source} ({one_line(error)}); {hint}") from error
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer at {source} has no tokenizer.json (a fast tokenizer is needed)")
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer at {source} names no end-of-text token (eos_token)")
     return tokenizer
 
 

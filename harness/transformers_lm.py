@@ -54,6 +54,9 @@ class TransformersLM(HFLM):
         return tokenizer_digest(self.tokenizer)
 
     def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
+        longest = max((len(rest) for _, _, rest in requests), default=0)
+        if longest > self.max_length:
+            raise ValueError(f"a continuation of {longest} tokens does not fit max_length {self.max_length}")
         self.truncated += sum(len(c or ()) + len(rest) > self.max_length + 1 for _, c, rest in requests)
         answers = super()._loglikelihood_tokens(requests, *args, **kwargs)
         if any(value != value for value, _ in answers):

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import math
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +18,13 @@ from .errors import one_line
 from .manifest import check_manifest
 from .provenance import provenance
 from .store import check_folder, write_json, write_text
+from .task_files import TASKS, check_examples, load_tasks, task_digest
 from .templates import compiled_once
 
-# Mamba paper, Table 3, in its order of columns.
-TASKS = ("lambada_openai", "hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande")
-STOCK_FOLDERS = ("lambada", "hellaswag", "piqa", "arc", "winogrande")
 SAMPLE_FIELDS = ("doc_id", "doc_hash", "prompt_hash", "target_hash", "target", "filter", "filtered_resps", "metrics")
+# Of the provenance: what decides a number, and what is about all tasks together.
+DECIDING = ("digest", "versions", "device", "dtype", "backend", "kernel", "tokenizer", "data", "task_version", "asked")
+OF_ALL_TASKS = ("task_version", "documents", "asked", "truncated_requests")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,66 +62,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
-
-
-def load_tasks(names: Sequence[str], data: Path | None) -> dict[str, Any]:
-    """lm-eval's tasks by name or YAML path, with their documents read; from `data` when given. One-line ValueErrors."""
-    from lm_eval.tasks import TaskManager
-
-    specs = [str(Path(name).resolve()) if name.endswith((".yaml", ".yml")) else name for name in names]
-    if set(specs) <= set(TASKS):
-        import lm_eval.tasks
-
-        stock = Path(lm_eval.tasks.__file__).parent
-        manager = TaskManager(include_defaults=False, include_path=[stock / folder for folder in STOCK_FOLDERS])
-    else:
-        manager = TaskManager()
-    for name, spec in zip(names, specs, strict=True):
-        _check_known(name, spec, manager.all_tasks)
-    loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
-    with _reading_from(data):
-        for name, spec in zip(names, specs, strict=True):
-            try:
-                found = manager.load([spec])
-            except Exception as error:
-                where = f"in {data}" if data else "on the hub or in its cache"
-                raise ValueError(f"task {name}: its documents can't be read {where} ({one_line(error)})") from error
-            for part in loaded:
-                loaded[part] |= found.get(part, {})
-    for name, task in loaded["tasks"].items():
-        if not len(task.eval_docs):
-            raise ValueError(f"task {name} has no documents")
-    return loaded
-
-
-def _check_known(name: str, spec: str, known: Sequence[str]) -> None:
-    if spec.endswith((".yaml", ".yml")):
-        if not Path(spec).is_file():
-            raise ValueError(f"no task file at {name}")
-    elif name not in known:
-        near = get_close_matches(name, [*TASKS, *known], n=3)
-        raise ValueError(f"unknown task {name!r}" + (f"; nearest: {', '.join(dict.fromkeys(near))}" if near else ""))
-
-
-@contextlib.contextmanager
-def _reading_from(data: Path | None) -> Iterator[None]:
-    """Let `datasets` resolve hub names inside `data`: stock task files name them, and a relative directory comes first.
-
-    The Arrow copies go to a folder of this run: a shared cache could hold other bytes under the same name.
-    """
-    if data is None:
-        yield
-        return
-    import datasets
-
-    stock = datasets.config.HF_DATASETS_CACHE
-    with tempfile.TemporaryDirectory(prefix="mambalab-") as folder, contextlib.chdir(data):
-        datasets.config.HF_DATASETS_CACHE = folder
-        datasets.disable_progress_bars()
-        try:
-            yield
-        finally:
-            datasets.config.HF_DATASETS_CACHE = stock
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed must be from 0 to 2^64 - 1, not {self.seed}")
 
 
 def evaluate(settings: Settings, out: Path, *, command: str = "") -> Path:
@@ -132,6 +72,7 @@ def evaluate(settings: Settings, out: Path, *, command: str = "") -> Path:
     A directory that already holds the records of the same settings, checkpoint, tokenizer, data and package is kept.
     """
     digests = check_data(settings)
+    find_model(settings)
     check_folder(out)
     started = time.time()
     tasks = load_tasks(settings.tasks, Path(settings.data) if settings.data else None)
@@ -165,14 +106,31 @@ def check_data(settings: Settings) -> dict[str, str]:
     return digests
 
 
-def open_model(settings: Settings) -> Any:
-    """The lm-eval adapter that fits the checkpoint: ours for Mamba, transformers' for anything else."""
+def find_model(settings: Settings) -> tuple[Path, bool]:
+    """The folder of the checkpoint (downloaded if need be) and whether it is a Mamba; the model's settings checked."""
+    from ..ext import backends
     from ..models import checkpoint
-    from .lm import MambaLM, resolve_device, resolve_dtype
+    from .lm import resolve_device, resolve_dtype
 
     device = resolve_device(settings.device)
-    dtype = resolve_dtype(settings.dtype, device, settings.parity)
+    resolve_dtype(settings.dtype, device, settings.parity)
     directory = checkpoint.find(settings.model, revision=settings.revision, offline=settings.offline)
+    is_mamba = checkpoint.layout(directory) != "transformers"
+    if settings.backend is not None and not is_mamba:
+        raise ValueError(
+            f"{settings.model} is no Mamba: it runs in transformers, where --backend {settings.backend} means nothing"
+        )
+    if settings.backend is not None:
+        backends.pick(device, settings.backend)
+    return directory, is_mamba
+
+
+def open_model(settings: Settings) -> Any:
+    """The lm-eval adapter that fits the checkpoint: ours for Mamba, transformers' for anything else."""
+    from .lm import MambaLM, resolve_device, resolve_dtype
+
+    directory, is_mamba = find_model(settings)
+    device = resolve_device(settings.device)
     shared: dict[str, Any] = {
         "tokenizer": settings.tokenizer,
         "device": device,
@@ -181,12 +139,9 @@ def open_model(settings: Settings) -> Any:
         "batch_tokens": settings.batch_tokens,
         "offline": settings.offline,
     }
-    if checkpoint.layout(directory) != "transformers":
-        return MambaLM(str(directory), dtype=settings.dtype, backend=settings.backend, **shared)
-    if settings.backend is not None:
-        raise ValueError(
-            f"{settings.model} is no Mamba: it runs in transformers, where --backend {settings.backend} means nothing"
-        )
+    if is_mamba:
+        return MambaLM(str(directory), dtype=settings.dtype, backend=settings.backend, seed=settings.seed, **shared)
+    dtype = resolve_dtype(settings.dtype, device, settings.parity)
     from .transformers_lm import TransformersLM
 
     return TransformersLM(str(directory), dtype=dtype, **shared)
@@ -203,6 +158,8 @@ def run_tasks(
         # A task that says 0 means it: its prompt has no place for examples.
         if default is None or (num_fewshot is not None and default != 0):
             task.set_config(key="num_fewshot", value=num_fewshot or 0)
+        if task.config.num_fewshot:
+            check_examples(task, task.config.num_fewshot)
         task.set_fewshot_seed(seed=seed)
     try:
         with compiled_once():
@@ -212,6 +169,12 @@ def run_tasks(
         raise ValueError(
             f"a metric overflows ({one_line(error)}): the model gives the truth next to no probability"
         ) from error
+    except Exception as error:
+        others = sorted(tasks["tasks"].keys() - set(TASKS))
+        if not others or isinstance(error, ValueError | OSError):
+            raise
+        # Prompts, filters and metrics of a task file may be anybody's code.
+        raise ValueError(f"task {', '.join(others)}: {type(error).__name__}: {one_line(error)}") from error
     assert results is not None
     return dict(results)
 
@@ -238,6 +201,10 @@ def run_provenance(
         tokenizer=lm.tokenizer_name,
         data=digests,
         task_version={name: task.VERSION for name, task in tasks["tasks"].items()},
+        asked={
+            name: task_digest(task, limit=settings.limit, num_fewshot=settings.num_fewshot)
+            for name, task in tasks["tasks"].items()
+        },
         documents={name: len(task.eval_docs) for name, task in tasks["tasks"].items()},
     )
 
@@ -251,7 +218,7 @@ def _note(directory: Path) -> str | None:
 def _identity(settings: Settings, origin: dict[str, Any]) -> str:
     """The content key of a run: everything that decides its numbers, by content and not by path."""
     decides = asdict(replace(settings, model="", data=None, tokenizer=None, revision=None, device=None, offline=False))
-    for key in ("digest", "versions", "device", "dtype", "backend", "kernel", "tokenizer", "data", "task_version"):
+    for key in DECIDING:
         decides[f"provenance.{key}"] = origin.get(key)
     decides["checkpoint"] = origin["checkpoint"]["digest"]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
@@ -274,7 +241,7 @@ def _sample_line(row: dict[str, Any]) -> str:
 
 
 def _records(settings: Settings, origin: dict[str, Any], results: dict[str, Any]) -> Iterator[Record]:
-    per_task = {k: v for k, v in origin.items() if k not in ("task_version", "documents", "truncated_requests")}
+    per_task = {k: v for k, v in origin.items() if k not in OF_ALL_TASKS}
     for task, metrics in {**results["results"], **results.get("groups", {})}.items():
         rows = results["samples"].get(task)
         for key, value in metrics.items():

@@ -1,0 +1,156 @@
+"""lm-eval's tasks by name or YAML path, with their documents read from a data directory or through the hub."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from .errors import one_line
+
+# Mamba paper, Table 3, in its order of columns.
+TASKS = ("lambada_openai", "hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande")
+STOCK_FOLDERS = ("lambada", "hellaswag", "piqa", "arc", "winogrande")
+# Of a task's settings, those that say where its documents lie: they count by their content.
+PLACES = ("dataset_path", "dataset_name", "dataset_kwargs", "metadata")
+
+
+def load_tasks(names: Sequence[str], data: Path | None) -> dict[str, Any]:
+    """lm-eval's {"tasks", "groups", "group_map"} of task names and YAML paths; documents from `data` when given.
+
+    Raises ValueError, one line that names the task: an unknown name, a file that is no task, documents that can't be
+    read, none at all, or two tasks of one name.
+    """
+    specs = [_read_task_file(name) if name.endswith((".yaml", ".yml")) else name for name in names]
+    manager = _manager(all(isinstance(spec, dict) or spec in TASKS for spec in specs))
+    for spec in specs:
+        if isinstance(spec, str) and not Path(spec).is_absolute():
+            _check_known(spec, manager.all_tasks)
+    loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
+    with _reading_from(data):
+        for name, spec in zip(names, specs, strict=True):
+            found = _load(manager, name, spec, data)
+            if twice := sorted(loaded["tasks"].keys() & found["tasks"].keys()):
+                raise ValueError(f"task {name}: {twice[0]} is among the tasks already")
+            for part in loaded:
+                loaded[part] |= found.get(part, {})
+    return loaded
+
+
+@cache
+def _manager(six_only: bool) -> Any:
+    """lm-eval's index of task files: all of them take seconds to read, those of the six tasks milliseconds."""
+    import lm_eval.tasks
+
+    if not six_only:
+        return lm_eval.tasks.TaskManager()
+    stock = Path(lm_eval.tasks.__file__).parent
+    return lm_eval.tasks.TaskManager(include_defaults=False, include_path=[stock / folder for folder in STOCK_FOLDERS])
+
+
+def _check_known(name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        near = get_close_matches(name, [*TASKS, *known], n=3)
+        raise ValueError(f"unknown task {name!r}" + (f"; nearest: {', '.join(dict.fromkeys(near))}" if near else ""))
+
+
+def _read_task_file(name: str) -> dict[str, Any] | str:
+    """The settings in a task file, its relative files made absolute; of a group, which names other tasks, the path."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    path = Path(name).expanduser().resolve()
+    if not path.is_file():
+        raise ValueError(f"no task file at {name}")
+    try:
+        settings = load_yaml(path)
+    except Exception as error:
+        # The file may name Python functions, whose modules are then imported.
+        raise ValueError(f"task file {name} can't be read: {' '.join(str(error).split())[:240]}") from error
+    if "group" in settings:
+        return str(path)
+    required = ("task",) if {"class", "custom_dataset"} & settings.keys() else ("task", "dataset_path")
+    for key in required:
+        if not isinstance(settings.get(key), str):
+            raise ValueError(f"task file {name} needs {key}, a text, not {settings.get(key)!r}")
+    return _with_absolute_files(settings, path.parent)
+
+
+def _with_absolute_files(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Files named in the settings are looked for beside the task file, then in the current directory."""
+
+    def absolute(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: absolute(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [absolute(inner) for inner in value]
+        places = (folder / value, Path.cwd() / value) if isinstance(value, str) else ()
+        return next((str(place) for place in places if place.exists()), value)
+
+    given = dict(settings.get("dataset_kwargs") or {})
+    given |= {key: absolute(given[key]) for key in ("data_files", "data_dir") if key in given}
+    changed = {"dataset_kwargs": given} if given else {}
+    if str(settings.get("dataset_path")).startswith("."):
+        changed["dataset_path"] = absolute(settings["dataset_path"])
+    return settings | changed
+
+
+def _load(manager: Any, name: str, spec: dict[str, Any] | str, data: Path | None) -> dict[str, Any]:
+    """What lm-eval makes of one name or task file, with at least one document in each of its tasks."""
+    try:
+        found = manager.load([spec])
+        counts = {task_name: len(task.eval_docs) for task_name, task in found["tasks"].items()}
+    except Exception as error:
+        # A task may run its own code over documents of any kind.
+        where = f"in {data}" if data else "on the hub or in its cache"
+        raise ValueError(
+            f"task {name} or its documents {where} can't be loaded: {type(error).__name__}: {one_line(error)}"
+        ) from error
+    if empty := [task_name for task_name, count in counts.items() if not count]:
+        raise ValueError(f"task {empty[0]} has no documents")
+    return found
+
+
+@contextlib.contextmanager
+def _reading_from(data: Path | None) -> Iterator[None]:
+    """Let `datasets` resolve hub names inside `data`: stock task files name them, and a relative directory comes first.
+
+    The Arrow copies go to a folder of this run: a shared cache could hold other bytes under the same name.
+    """
+    if data is None:
+        yield
+        return
+    import datasets
+
+    stock = datasets.config.HF_DATASETS_CACHE
+    with tempfile.TemporaryDirectory(prefix="mambalab-") as folder, contextlib.chdir(data):
+        datasets.config.HF_DATASETS_CACHE = folder
+        datasets.disable_progress_bars()
+        try:
+            yield
+        finally:
+            datasets.config.HF_DATASETS_CACHE = stock
+
+
+def task_digest(task: Any, *, limit: int | None, num_fewshot: int | None) -> str:
+    """SHA-256 of what a task asks: its settings and its documents (the first `limit`; few-shot ones where used)."""
+    settings = {key: value for key, value in task.dump_config().items() if key not in PLACES}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    examples = task.fewshot_docs() if num_fewshot or task.config.num_fewshot else ()
+    for document in (*islice(task.eval_docs, limit), *examples):
+        digest.update(json.dumps(document, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def check_examples(task: Any, wanted: int) -> None:
+    """Refuse to draw more few-shot examples than the task has; lm-eval sets the asked document aside where it must."""
+    aside = task.fewshot_cfg.split == task.config.test_split
+    available = len(task.fewshot_docs()) - aside
+    if wanted > available:
+        raise ValueError(f"task {task.config.task}: num_fewshot is {wanted}, but it has {max(available, 0)} examples")
