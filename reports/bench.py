@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import markdown
+from . import markdown, provenance
 from .record import Record
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ class Measure:
     task: str
     dtype: str
     metric: str
-    device: str
-    cpu: str
+    machine: str
 
 
 def bench_table(records: Sequence[Record], ours: str = OURS) -> pd.DataFrame:
@@ -37,11 +36,11 @@ def bench_table(records: Sequence[Record], ours: str = OURS) -> pd.DataFrame:
     measures = _measures(records)
     peers = sorted({r.model for r in records} - {ours})
     has_floor = any(r.setting.get("floor") is not None for r in records)
-    several = len({(m.device, m.cpu) for m in measures}) > 1
+    several = len({measure.machine for measure in measures}) > 1
     table = []
     for measure, by_model in measures.items():
         line: dict[str, Any] = {"Shape": measure.task, "dtype": measure.dtype, "Measure": measure.metric}
-        line |= {"Device": f"{measure.device} {measure.cpu}".strip()} if several else {}
+        line |= {"Machine": measure.machine} if several else {}
         line |= {model: _value(by_model.get(model)) for model in (ours, *peers)}
         line |= {f"× {peer}": markdown.ratio(_gain(by_model.get(ours), by_model.get(peer))) for peer in peers}
         line |= _floor(by_model, ours) if has_floor else {}
@@ -78,8 +77,7 @@ def _measures(records: Sequence[Record]) -> dict[Measure, dict[str, Record]]:
     measures: dict[Measure, dict[str, Record]] = {}
     for r in records:
         _less_is_better(r.metric)
-        place = [str(r.provenance.get(key) or "") for key in ("device", "cpu")]
-        by_model = measures.setdefault(Measure(r.task, _dtype(r), r.metric, *place), {})
+        by_model = measures.setdefault(Measure(r.task, _dtype(r), r.metric, provenance.machine(r.provenance)), {})
         if r.model in by_model:
             raise ValueError(f"two records of {r.model} for {r.task}, {_dtype(r)}, {r.metric}")
         by_model[r.model] = r

@@ -19,8 +19,8 @@ from pathlib import Path
 from .jsonl import read_bytes, write_whole
 from .tables import report
 
-BLOCK = re.compile(r"(<!-- (table|report) from (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-OPENING = re.compile(r"<!-- (?:table|report) from ")
+BLOCK = re.compile(r"^(<!-- (table|report) from (\S+) -->\n)(.*?)^(<!-- end -->)$", re.DOTALL | re.MULTILINE)
+OPENING = re.compile(r"^<!-- (?:table|report) from ", re.MULTILINE)
 ROW = re.compile(r"^\s*\|.*\d", re.MULTILINE)
 
 

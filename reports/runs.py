@@ -104,11 +104,15 @@ def _from_run_directory(path: Path) -> Run:
 
 
 def _from_records(path: Path) -> list[Run]:
-    """One run per model and backend, in the order of their first records."""
-    groups: dict[tuple[str, str], list[Record]] = {}
+    """One run per model, backend and dtype, in the order of their first records."""
+    groups: dict[tuple[str, ...], list[Record]] = {}
     for r in record.read(path):
-        groups.setdefault((r.model, r.provenance["backend"]), []).append(r)
-    return [Run(path=path, model=model, records=tuple(group)) for (model, _), group in groups.items()]
+        groups.setdefault((r.model, *_how(r)), []).append(r)
+    return [Run(path=path, model=group[0].model, records=tuple(group)) for group in groups.values()]
+
+
+def _how(r: Record) -> tuple[str, str]:
+    return (r.provenance["backend"], str(r.provenance.get("dtype")))
 
 
 def read_samples(path: Path) -> tuple[Sample, ...]:
@@ -160,13 +164,16 @@ def _aggregate(metric: str, values: Iterable[float]) -> float | None:
 def labels(runs: Sequence[Run]) -> list[str]:
     """A short, distinct name for each run: the model's, with what tells two runs of it apart."""
     short = [_short(run.model) for run in runs]
-    backends = [f"{name} [{run.provenance['backend']}]" for name, run in zip(short, runs, strict=True)]
-    places = [f"{name} ({run.path.name.removesuffix('.json')})" for name, run in zip(short, runs, strict=True)]
-    chosen = []
-    for candidates in zip(short, backends, places, strict=True):
-        distinct = [c for c, taken in zip(candidates, (short, backends, places), strict=True) if taken.count(c) == 1]
-        chosen.append(distinct[0] if distinct else f"{candidates[-1]} {len(chosen) + 1}")
-    return chosen
+    named = list(zip(short, runs, strict=True))
+    spellings = (
+        short,
+        [f"{name} [{_how(run.records[0])[0]}]" for name, run in named],
+        [f"{name} [{', '.join(_how(run.records[0]))}]" for name, run in named],
+        [f"{name} ({run.path.name.removesuffix('.json')})" for name, run in named],
+        [f"{name} {number}" for number, name in enumerate(short, start=1)],
+    )
+    # The last spelling is always distinct.
+    return [next(names[i] for names in spellings if names.count(names[i]) == 1) for i in range(len(runs))]
 
 
 def _short(model: str) -> str:

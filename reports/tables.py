@@ -150,7 +150,7 @@ def _zero_shot_section(runs: Sequence[Run]) -> Section:
 def _bench_section(experiment: str, records: Sequence[Record]) -> Section:
     return Section(
         title=f"Speed: {experiment.removeprefix('bench-')}",
-        table=markdown.table(bench_table(records), left=("Shape", "dtype", "Measure", "Device")),
+        table=markdown.table(bench_table(records), left=("Shape", "dtype", "Measure", "Machine")),
         notes=bench.notes(records),
         lines=bench.lines(records),
     )
@@ -214,9 +214,5 @@ def _named(named: Sequence[Named], wanted: str) -> Named:
 
 
 def _what_ran(runs: Sequence[Run]) -> str:
-    """One line for each distinct way in which numbers came about, with the models it made."""
-    made: dict[str, list[str]] = {}
-    for run, name in zip(runs, labels(runs), strict=True):
-        made.setdefault(provenance.line(run.records), []).append(name)
-    lines = [f"{', '.join(dict.fromkeys(names))}: {line}" for line, names in made.items()]
-    return f"## What ran\n\n{markdown.bullets(lines)}\n"
+    named = [(name, run.records) for run, name in zip(runs, labels(runs), strict=True)]
+    return f"## What ran\n\n{markdown.bullets(provenance.lines(named))}\n"

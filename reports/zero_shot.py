@@ -124,7 +124,11 @@ def notes(runs: Sequence[Run]) -> list[str]:
             f"In brackets, the published value: {'; '.join(sources)}. z = (ours − published) / our standard error, "
             f"bold beyond {FAR:g}; on the same documents a faithful reproduction lies well inside."
         )
-    return made + [note for run, name in ordered(runs) for note in _notes_of(run, name)]
+    told: dict[str, list[str]] = {}
+    for run, name in ordered(runs):
+        for note in _notes_of(run):
+            told.setdefault(note, []).append(name)
+    return made + [f"{', '.join(names)}: {note}" for note, names in told.items()]
 
 
 def _rows_of(run: Run, name: str) -> Iterator[Row]:
@@ -180,25 +184,25 @@ def _average(made: Sequence[Row], name: str, known: Published | None) -> Row | N
     )
 
 
-def _notes_of(run: Run, name: str) -> Iterator[str]:
-    made = list(_rows_of(run, name))
+def _notes_of(run: Run) -> Iterator[str]:
+    made = list(_rows_of(run, run.model))
     held = {(r.task, r.metric) for r in made}
     missing = [f"{task} {metric}" for task, metric in ACCURACIES if (task, metric) not in held]
     limited = {r.task: f"{r.task} {r.n:,} of {r.documents:,}" for r in made if r.documents and r.n != r.documents}
     shots = sorted({r.task for r in made if r.shots})
     note = provenance.note(run.provenance)
     if note:
-        yield f"{name}: {note}"
+        yield note
     if found(run) is None:
-        yield f"{name}: not a published checkpoint, so no published value stands beside it."
+        yield "not a published checkpoint, so no published value stands beside it."
     if limited:
-        yield f"{name}: limited sample ({', '.join(limited.values())} documents): not the published set."
+        yield f"limited sample ({', '.join(limited.values())} documents): not the published set."
     for parity in sorted({str(r.setting["parity"]) for r in run.records if r.setting.get("parity")}):
-        yield f"{name}: arithmetic as in the official script (parity {parity})."
+        yield f"arithmetic as in the official script (parity {parity})."
     if shots:
-        yield f"{name}: few-shot on {', '.join(shots)}; published numbers are zero-shot and left out."
+        yield f"few-shot on {', '.join(shots)}; published numbers are zero-shot and left out."
     if missing and len(missing) < len(ACCURACIES):
-        yield f"{name}: no average, because {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing."
+        yield f"no average, because {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing."
 
 
 def _documents(r: Record) -> int | None:

@@ -96,8 +96,9 @@ def test_a_table_without_records_is_seen(tmp_path):
     assert len(unexplained(page)) == 1
 
 
-def test_text_without_tables_is_left_alone(tmp_path):
+@pytest.mark.parametrize("text", ["# Words\n\n| a | 1 |\n", "An example:\n\n    <!-- table from x -->\n"])
+def test_text_without_tables_is_left_alone(tmp_path, text):
     page = tmp_path / "page.md"
-    page.write_text("# Words\n\n| a | 1 |\n")
+    page.write_text(text)
     main([str(page)])
-    assert page.read_text() == "# Words\n\n| a | 1 |\n"
+    assert page.read_text() == text

@@ -47,6 +47,17 @@ def test_a_bare_records_file_is_a_run_for_each_model_and_backend(tmp_path):
     assert labels(runs) == ["mamba-130m [cpu]", "b", "mamba-130m [transformers]"]
 
 
+def test_runs_of_one_model_get_the_shortest_distinct_labels(tmp_path):
+    half = {**PROVENANCE, "dtype": "float16"}
+    record.write(tmp_path / "records.jsonl", [some_record(), some_record(provenance=half)])
+    runs = load_runs(tmp_path)
+    assert labels(runs) == ["mamba-130m [cpu, float32]", "mamba-130m [cpu, float16]"]
+    assert labels([runs[0], runs[0]]) == ["mamba-130m 1", "mamba-130m 2"]
+    assert labels([load_run(write_run(tmp_path / "x", "/weights/mine", tasks=("piqa",)))]) == ["mine"]
+    again = [load_run(write_run(tmp_path / f"run-{i}", "m", tasks=("piqa",))) for i in "ab"]
+    assert labels(again) == ["m (run-a)", "m (run-b)"]
+
+
 def _cut(path: Path, keep: int) -> None:
     path.write_bytes(path.read_bytes()[:keep])
 

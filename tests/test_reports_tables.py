@@ -185,6 +185,15 @@ def test_what_ran_is_said_under_the_tables(tmp_path):
     assert [part for part in wanted if part not in text] == []
 
 
+def test_what_all_runs_share_is_said_once(tmp_path):
+    other = {**PROVENANCE, "backend": "transformers", "kernel": None}
+    write_run(tmp_path / "a", "a", provenance=PROVENANCE)
+    write_run(tmp_path / "b", "b", provenance=other)
+    lines = report([tmp_path]).markdown.split("## What ran\n\n")[1].splitlines()
+    assert lines[:2] == ["- a: backend cpu (kernel abcdef01)", "- b: backend transformers"]
+    assert lines[2].startswith("- All: float32, cpu, a CPU, 2 threads; tokenizer 99887766; mambalab 0.1.0")
+
+
 def test_two_models_are_compared_and_the_rest_only_on_demand(tmp_path):
     names = ("mamba-130m", "pythia-160m", "mamba-370m")
     paths = [write_run(tmp_path / name, name, seed=i) for i, name in enumerate(names)]
@@ -293,7 +302,7 @@ def test_a_peer_that_did_not_run_and_a_floor_that_is_not_known_stay_blank():
 def test_numbers_of_two_machines_share_no_row():
     here, there = _speeds()[:1], _speeds(provenance={**PROVENANCE, "cpu": "another CPU"})[1:]
     frame = bench_table(here + there)
-    assert list(frame["Device"]) == ["cpu a CPU", "cpu another CPU"]
+    assert list(frame["Machine"]) == ["cpu, a CPU, 2 threads", "cpu, another CPU, 2 threads"]
     assert frame["× transformers"].tolist() == [markdown.BLANK] * 2
 
 
