@@ -129,6 +129,14 @@ def spec(name: str) -> ModelSpec:
     raise ValueError(f"unknown model {name!r}; {'nearest' if near else 'known'}: {', '.join(near or SPECS)}")
 
 
+def mamba_config(name: str) -> MambaConfig:
+    """The shape of the Mamba called `name`; a ValueError for a name that is none."""
+    config = spec(name).config
+    if not isinstance(config, MambaConfig):
+        raise ValueError(f"{name} is not a Mamba but of the family {spec(name).family}")
+    return config
+
+
 def find(name_or_hub_id: str) -> ModelSpec | None:
     """The spec with this name or hub id (`-hf` conversions are the same model), None for a model that is not listed."""
     stem = name_or_hub_id.removesuffix("-hf")

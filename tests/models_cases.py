@@ -5,7 +5,7 @@ from mambalab.models import Mamba
 from mambalab.models.registry import MambaConfig
 
 TINY = MambaConfig(d_model=24, n_layer=3, vocab_size=61, d_state=5, dt_min=0.05, dt_max=1.0)
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 # A fresh model hardly uses its states; with these factors, losing one changes the logits by as much as their norm.
 LOUDER = {"in_proj.weight": 3, "x_proj.weight": 3, "conv1d.weight": 2, "embedding.weight": 5}
 

@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -13,8 +14,13 @@ from mambalab.models.layouts import HF, MAMBA_SSM, config_json, read_config
 from models_cases import TINY, tiny
 from safetensors.torch import load_file, save_file
 
-LAYOUTS = [("mamba_ssm", False), ("mamba_ssm", True), ("hf", False), ("hf", True)]
-FILES = {"mamba_ssm": "pytorch_model.bin", "hf": "model.safetensors"}
+LAYOUTS: list[tuple[Literal["mamba_ssm", "hf"], bool]] = [
+    ("mamba_ssm", False),
+    ("mamba_ssm", True),
+    ("hf", False),
+    ("hf", True),
+]
+FILES: dict[Literal["mamba_ssm", "hf"], str] = {"mamba_ssm": "pytorch_model.bin", "hf": "model.safetensors"}
 
 
 @pytest.fixture(scope="module")
@@ -162,14 +168,14 @@ PUBLISHED_HF = {
 
 def test_the_published_configs_are_read(tmp_path):
     path = tmp_path / "config.json"
-    assert read_config(PUBLISHED_SSM, MAMBA_SSM, path) == registry.spec("mamba-130m").config
+    assert read_config(PUBLISHED_SSM, MAMBA_SSM, path) == registry.mamba_config("mamba-130m")
     large = read_config(PUBLISHED_HF, HF, path)
     assert large.n_parameters == registry.spec("mamba-790m").n_parameters
     assert (large.rank, large.padded_vocab_size) == (96, 50280)
 
 
 def test_a_written_config_is_the_published_one():
-    config = registry.spec("mamba-130m").config
+    config = registry.mamba_config("mamba-130m")
     assert config_json(config, MAMBA_SSM) == PUBLISHED_SSM | {"tie_embeddings": True}
 
 
@@ -198,7 +204,7 @@ def test_what_a_layout_cannot_say_is_not_saved(layout, changes, message, tmp_pat
 
 def test_an_unknown_layout_is_refused(tmp_path, unchecked):
     with pytest.raises(ValueError, match="layout must be one of mamba_ssm, hf, not 'gguf'"):
-        checkpoint.save(tiny(), tmp_path, layout="gguf")
+        checkpoint.save(tiny(), tmp_path, layout="gguf")  # pyright: ignore[reportArgumentType]
 
 
 def test_weights_under_another_name_are_not_joined(ssm):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from mambalab.models import Mamba, checkpoint
-from mambalab.models.registry import SPECS
+from mambalab.models.registry import mamba_config
 from models_cases import distance, tiny, tokens
 
 
@@ -16,7 +16,7 @@ def peer(folder):
 
 @torch.no_grad()
 def test_logits_of_the_130m_shape_equal_transformers_from_both_layouts(tmp_path):
-    model = Mamba(SPECS["mamba-130m"].config, seed=0)
+    model = Mamba(mamba_config("mamba-130m"), seed=0)
     generator = torch.Generator().manual_seed(1)
     for block in model.layers:
         block.mixer.D.uniform_(0.5, 1.5, generator=generator)

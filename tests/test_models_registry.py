@@ -2,6 +2,7 @@
 
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -36,14 +37,13 @@ def test_the_registry_lists_both_families_and_nothing_else():
 
 @pytest.mark.parametrize("name", MAMBA)
 def test_mamba_counts_are_the_published_ones(name):
-    spec = SPECS[name]
-    with torch.device("meta"):
-        model = Mamba(spec.config, seed=None)
-    parameters = list(model.parameters())
+    config = registry.mamba_config(name)
+    parameters = list(Mamba(config, seed=None).parameters())
+    assert {p.device.type for p in parameters} == {"meta"}
     instantiated = sum(p.numel() for p in parameters)
-    assert (spec.n_parameters, spec.config.n_parameters, instantiated) == (MAMBA[name][0],) * 3
+    assert (SPECS[name].n_parameters, config.n_parameters, instantiated) == (MAMBA[name][0],) * 3
     assert len(parameters) == MAMBA[name][1]
-    assert spec.config.padded_vocab_size == 50280
+    assert config.padded_vocab_size == 50280
 
 
 @pytest.mark.parametrize("name", PYTHIA)
@@ -57,7 +57,7 @@ def test_pythia_counts_are_the_published_ones(name):
 def test_pythia_counts_are_those_of_the_transformers_class(name):
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-    shape = SPECS[name].config
+    shape = cast(NeoXConfig, SPECS[name].config)
     config = GPTNeoXConfig(
         hidden_size=shape.d_model,
         num_hidden_layers=shape.n_layer,
@@ -167,6 +167,11 @@ def test_heads_that_do_not_divide_the_width_are_refused():
 
 def test_specs_are_frozen():
     with pytest.raises(FrozenInstanceError):
-        SPECS["mamba-130m"].hub = "elsewhere"
+        SPECS["mamba-130m"].hub = "elsewhere"  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(TypeError):
-        SPECS["mamba-130m"] = SPECS["pythia-70m"]
+        SPECS["mamba-130m"] = SPECS["pythia-70m"]  # pyright: ignore[reportIndexIssue]
+
+
+def test_a_pythia_has_no_mamba_config():
+    with pytest.raises(ValueError, match="pythia-1b is not a Mamba but of the family pythia"):
+        registry.mamba_config("pythia-1b")
