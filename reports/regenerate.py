@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from .jsonl import read_bytes, write_whole
@@ -35,8 +36,7 @@ def regenerate(file: Path) -> str:
 def check(file: Path) -> None:
     """ValueError naming the first line of a table that its records do not give."""
     found, made = read_bytes(file).decode("utf-8").split("\n"), regenerate(file).split("\n")
-    # One beyond the shorter: a cut table differs where it ends.
-    for number, (there, wanted) in enumerate(zip([*found, None], [*made, None], strict=False), start=1):
+    for number, (there, wanted) in enumerate(zip_longest(found, made), start=1):
         if there != wanted:
             raise ValueError(f"{file}:{number}: {there!r} is not what the records give: {wanted!r}")
 
