@@ -27,7 +27,7 @@ class Backend:
     name: str
     device: str  # a torch device type, or "any"
     missing: Callable[[], str | None]  # why it can't run here; None when it can
-    cure: str
+    cure: str  # what to do about that
     sources: tuple[str, ...]  # its files beside this one, for the digest in a record's provenance
     scan_forward: Callable[..., Any]
     scan_backward: Callable[..., Any]
@@ -69,7 +69,7 @@ BACKENDS = (
         device="cpu",
         missing=lambda: _import_error("cpu"),
         cure="pip install numba",
-        sources=("cpu.py",),
+        sources=("cpu.py", "cpu_kernels.py", "lanes.py"),
         scan_forward=_late("cpu", "scan_forward"),
         scan_backward=_late("cpu", "scan_backward"),
         conv_forward=_late("cpu", "conv_forward"),
@@ -80,7 +80,7 @@ BACKENDS = (
         name="reference",
         device="any",
         missing=lambda: None,
-        cure="reinstall torch",
+        cure="",
         sources=("reference.py",),
         scan_forward=reference.scan_forward,
         scan_backward=reference.scan_backward,
@@ -136,7 +136,7 @@ def _status(row: Backend) -> Status:
     reason = missing or _reason(row, _with_index(torch.device("cpu" if row.device == "any" else row.device)))
     if reason is None:
         return Status(row.name, row.device, "usable", "", "")
-    return Status(row.name, row.device, "missing" if missing else "refused", reason, row.cure)
+    return Status(row.name, row.device, "missing" if missing else "refused", reason, _cure(row))
 
 
 def _row(name: str) -> Backend:
@@ -152,7 +152,7 @@ def _named(device: torch.device, name: str) -> Backend:
         raise ValueError(f"backend {name!r} runs on {row.device}, but the tensors are on {device}")
     reason = _reason(row, device)
     if reason is not None:
-        raise ValueError(f"backend {name!r} can't run on {device}: {reason} (cure: {row.cure})")
+        raise ValueError(f"backend {name!r} can't run on {device}: {reason} (cure: {_cure(row)})")
     return row
 
 
@@ -164,7 +164,7 @@ def _default(device: torch.device) -> Backend:
             if reason is None:
                 _log.info("backend %s on %s", row.name, device)
                 return row
-            refused.append(f"{row.name}: {reason} (cure: {row.cure})")
+            refused.append(f"{row.name}: {reason} (cure: {_cure(row)})")
     reasons = "; ".join(refused) or "none is written for it"
     if device.type == "cpu":
         _log.warning("the slow backend 'reference' on cpu, for want of a faster one: %s", reasons)
@@ -182,6 +182,10 @@ def _reason(row: Backend, device: torch.device) -> str | None:
             )
         _verdicts[row, device] = row.missing() or self_test.failure(row, device)
     return _verdicts[row, device]
+
+
+def _cure(row: Backend) -> str:
+    return row.cure if row.missing() else "report it with the output of `mambalab doctor`"
 
 
 def _with_index(device: torch.device) -> torch.device:

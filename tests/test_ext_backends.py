@@ -1,9 +1,11 @@
 """Which backend a device gets: tested before first use, never silently another, and every refusal with its reason."""
 
 import logging
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,7 +71,7 @@ def test_every_backend_passes_its_self_test(backend):
 @pytest.mark.parametrize("damage", CORRUPTED.values(), ids=CORRUPTED.keys())
 def test_a_corrupted_kernel_is_refused(table, caplog, damage):
     table(replace(FAST, **damage), REFERENCE)
-    with pytest.raises(ValueError, match=r"backend 'fast' can't run on cpu: self-test of \w+: .*cure: take another"):
+    with pytest.raises(ValueError, match=r"backend 'fast' can't run on cpu: self-test of \w+: .*cure: report it"):
         backends.pick("cpu", "fast")
     assert backends.chosen("cpu") == "reference"
     assert "fast: self-test of" in caplog.text
@@ -172,6 +174,14 @@ def test_every_backend_has_a_digest_and_a_status():
     assert [state.name for state in states] == [row.name for row in backends.BACKENDS]
     assert all(bool(state.reason) == bool(state.cure) == (state.state != "usable") for state in states)
     assert all(len(backends.kernel_digest(state.name)) == 64 for state in states if state.state == "usable")
+
+
+def test_every_compiled_file_counts_in_a_digest():
+    sources = {source for row in backends.BACKENDS for source in row.sources}
+    folder = Path(backends.__file__).parent
+    assert all((folder / source).is_file() for source in sources)
+    compiled = {file.name for file in folder.glob("*.py") if re.search(r"^ *from numba", file.read_text("utf-8"), re.M)}
+    assert compiled <= sources
 
 
 def run_python(code):
