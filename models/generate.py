@@ -62,7 +62,7 @@ def generate(
     written: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))
     for _ in range(max_new_tokens):
-        tokens = _choose(logits[:, : model.config.vocab_size], temperature, top_k, generator)
+        tokens = choose(logits[:, : model.config.vocab_size], temperature, top_k, generator)
         for row, token in zip(rows, tokens.tolist(), strict=True):
             written[row].append(token)
         going = [
@@ -76,9 +76,10 @@ def generate(
     return written
 
 
-def _choose(
+def choose(
     logits: Float[Tensor, "b v"], temperature: float, top_k: int | None, generator: Generator | None
 ) -> Int64[Tensor, " b"]:
+    """One token a row: the likeliest at temperature 0, else a draw from softmax(logits / temperature) over the `top_k`."""
     if temperature == 0:
         return logits.argmax(-1)
     scores = logits.float() / temperature
