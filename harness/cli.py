@@ -8,12 +8,16 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
-# Options that several commands share.
+from .errors import one_line
+
 Option = Callable[[Any], Any]
+Layout = Literal["mamba_ssm", "hf"]
+# What a converted checkpoint takes along.
+BESIDE_WEIGHTS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "NOTE.txt")
 
 
 def _eval_options(command: Any) -> Any:
@@ -71,10 +75,13 @@ def cli() -> None:
 def eval_command(models: tuple[str, ...], tasks: str, out: str, **options: Any) -> None:
     """Evaluate MODELs (a directory, a hub id, or a name of `mambalab models`) and print the table."""
     _go_offline(hub=options["offline"], data=options["offline"] or options["data"] is not None)
-    from .zero_shot import TASKS, Settings, evaluate
+    from .zero_shot import TASKS, Settings, evaluate, find_model
 
     names = tuple(t.strip() for t in tasks.split(",") if t.strip()) if tasks else TASKS
     chosen = [Settings(model=model, tasks=names, **options) for model in models]
+    # All before the first, whose evaluation may take hours.
+    for settings in chosen:
+        find_model(settings)
     runs = [evaluate(settings, Path(out), command=_command_line()) for settings in chosen]
     _print_report(runs, None, ())
     for run in runs:
@@ -189,11 +196,17 @@ def lm_eval(arguments: tuple[str, ...]) -> None:
 @click.argument("source")
 @click.argument("destination")
 @click.option("--layout", type=click.Choice(["mamba_ssm", "hf"]), required=True, help="The layout to write.")
-def convert(source: str, destination: str, layout: str) -> None:
+def convert(source: str, destination: str, layout: Layout) -> None:
     """Rewrite a Mamba checkpoint (recognised by content) in the chosen layout, in float32."""
     from ..models import checkpoint
+    from .store import check_new_folder, write_text
 
-    checkpoint.save(checkpoint.load(source), destination, layout=layout)
+    check_new_folder(destination)
+    folder = checkpoint.find(source)
+    checkpoint.save(checkpoint.load(folder), destination, layout=layout)
+    for name in BESIDE_WEIGHTS:
+        if (folder / name).is_file():
+            write_text(Path(destination) / name, (folder / name).read_text(encoding="utf-8"))
     click.echo(f"wrote {destination} in the {layout} layout")
 
 
@@ -203,24 +216,29 @@ def convert(source: str, destination: str, layout: str) -> None:
 @click.option("--d-model", type=int)
 @click.option("--n-layer", type=int)
 @click.option("--vocab-size", type=int, help="Default: 50277, the GPT-NeoX-20B tokenizer's.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @click.option("--layout", type=click.Choice(["mamba_ssm", "hf"]), default="mamba_ssm", show_default=True)
-def init(destination: str, like: str | None, seed: int, layout: str, **shape: int | None) -> None:
+def init(destination: str, like: str | None, seed: int, layout: Layout, **shape: int | None) -> None:
     """Write an untrained Mamba, initialised as the original code does, as a checkpoint in DESTINATION."""
     from dataclasses import replace
 
     from ..models import Mamba, checkpoint
     from ..models.registry import MambaConfig, spec
-    from .store import write_text
+    from .store import check_new_folder, write_text
 
     given = {name: value for name, value in shape.items() if value is not None}
     if like is None and not {"d_model", "n_layer"} <= given.keys():
         raise ValueError("name a shape: --like NAME, or --d-model and --n-layer")
-    config = spec(like).config if like else MambaConfig(**{"vocab_size": 50277, **given})
+    config = spec(like).config if like else MambaConfig(d_model=1, n_layer=1, vocab_size=50277)
     if not isinstance(config, MambaConfig):
         raise ValueError(f"{like} is no Mamba")
     config = replace(config, **given)
-    checkpoint.save(Mamba(config, seed=seed), destination, layout=layout)
+    check_new_folder(destination)
+    try:
+        model = Mamba(config, seed=seed)
+    except RuntimeError as error:
+        raise ValueError(f"no memory for {config.n_parameters:,} parameters: {one_line(error)}") from error
+    checkpoint.save(model, destination, layout=layout)
     write_text(Path(destination) / "NOTE.txt", f"random weights, drawn from seed {seed} and never trained\n")
     click.echo(f"wrote {destination}: {config.n_parameters:,} parameters")
 
@@ -245,8 +263,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     logging.getLogger("mambalab").setLevel(logging.INFO)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        cli.main(args=list(arguments) if arguments is not None else None, prog_name="mambalab", standalone_mode=False)
+        cli.main(args=given or ["--help"], prog_name="mambalab", standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:

@@ -47,6 +47,13 @@ def check_folder(path: str | Path) -> None:
         raise ValueError(f"can't write in {path}: {error.strerror or error}") from error
 
 
+def check_new_folder(path: str | Path) -> None:
+    """`check_folder` for one that must not hold anything yet: what is written there would mix with it or replace it."""
+    if Path(path).is_dir() and any(Path(path).iterdir()):
+        raise ValueError(f"{path} is not empty; name a new folder")
+    check_folder(path)
+
+
 def _sync_folder(folder: Path) -> None:
     """Make the new name itself survive a power cut."""
     # Not every file system can sync a folder; the file is whole by then.
