@@ -2,7 +2,6 @@
 
 import os
 import re
-from contextlib import contextmanager
 from pathlib import Path
 
 import jaxtyping
@@ -32,19 +31,3 @@ def data() -> Path:
     if not Path(folder).is_dir():
         pytest.skip(f"MAMBALAB_DATA names {folder}, which is no folder")
     return Path(folder)
-
-
-@pytest.fixture
-def with_threads():
-    """A context in which torch runs on the given number of threads."""
-
-    @contextmanager
-    def scope(count: int):
-        before = torch.get_num_threads()
-        torch.set_num_threads(count)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
-
-    return scope

@@ -1,6 +1,7 @@
 """Inputs for the ops, the one oracle that judges them and the one table of tolerances."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -26,6 +27,17 @@ def usable(backend: Backend) -> str:
     if reason is not None:
         pytest.skip(f"{backend.name}: {reason}")
     return backend.name
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """A scope in which torch runs on `count` threads; one is quickest for the reference, whose tensors are small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -71,13 +83,15 @@ def conv_with(name: str) -> Callable[..., Any]:
 def expected_scan(case: Case) -> dict[str, Tensor]:
     """The oracle: the definition in float64, differentiated by torch."""
     options = {"cu_seqlens": None, "delta_softplus": False, "discretisation": "euler", **case.options}
-    return replace(case.double(), options=options).run(reference.scan_forward)
+    with threads(1):
+        return replace(case.double(), options=options).run(reference.scan_forward)
 
 
 def expected_conv(case: Case) -> dict[str, Tensor]:
     """The oracle: the definition in float64, differentiated by torch."""
     options = {"cu_seqlens": None, **case.options, "activation": case.options.get("activation") or ""}
-    return replace(case.double(), options=options).run(reference.conv_forward)
+    with threads(1):
+        return replace(case.double(), options=options).run(reference.conv_forward)
 
 
 def assert_same(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], dtype: torch.dtype) -> None:

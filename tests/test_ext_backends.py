@@ -9,12 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from ext_cases import every_backend, scan_case, usable
+from ext_cases import every_backend, scan_case, threads, usable
 from mambalab.ext import backends, causal_conv1d, prepare, selective_scan
 
 REFERENCE = next(row for row in backends.BACKENDS if row.name == "reference")
 # A healthy stand-in for a fast CPU row.
 FAST = replace(REFERENCE, name="fast", device="cpu", cure="take another")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    with threads(1):
+        yield
 
 
 @pytest.fixture

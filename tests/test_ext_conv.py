@@ -18,6 +18,7 @@ from ext_cases import (
     repeated,
     separately,
     strange,
+    threads,
     usable,
 )
 
@@ -160,11 +161,11 @@ def test_gradcheck(backend, bounds, activation):
 
 @every_backend
 @pytest.mark.parametrize("bounds", [None, (0, 50, 50, 130)], ids=["whole", "packed"])
-def test_two_runs_and_any_number_of_threads_give_the_same_bits(backend, bounds, with_threads):
+def test_two_runs_and_any_number_of_threads_give_the_same_bits(backend, bounds):
     case = conv_case(b=1 if bounds else 3, length=130, d=37, bounds=bounds, activation="silu")
     op = conv_with(usable(backend))
     first = case.run(op)
     for count in (2, 1, 3):
-        with with_threads(count):
+        with threads(count):
             again = case.run(op)
         assert all(again[name].equal(first[name]) for name in first)
