@@ -120,10 +120,10 @@ def run_parity(
         origin = run_provenance(one, lm, loaded, digests, command)
         theirs = _stock(one, lm, loaded, out / "stock" / f"{task}.jsonl", origin)
         lm.scorer.carry = None
-        found = [(None, compare(task, _documents(one, lm, loaded), theirs))]
+        found = [(None, compare(task, score_documents(one, lm, loaded), theirs))]
         if control:
             lm.scorer.carry = _drop
-            found.append((CONTROL, compare(task, _documents(one, lm, loaded), theirs)))
+            found.append((CONTROL, compare(task, score_documents(one, lm, loaded), theirs)))
         for name, agreement in found:
             report(describe(agreement, name))
             records += _records(settings, agreement, name, origin)
@@ -159,7 +159,7 @@ def _stock(settings: Settings, lm: Any, tasks: dict[str, Any], path: Path, origi
         (_, head), *rows = read_lines(path)
         if head == key:
             return [_from_json(row) for _, row in rows]
-    documents = _documents(settings, _stock_adapter(lm), tasks)
+    documents = score_documents(settings, stock_adapter(lm), tasks)
     lines = [json.dumps(key, sort_keys=True), *(json.dumps(vars(d), sort_keys=True) for d in documents)]
     write_text(path, "\n".join(lines) + "\n")
     return documents
@@ -170,7 +170,7 @@ def _from_json(row: dict[str, Any]) -> Document:
     return Document(doc_id=row["doc_id"], scores=scores, lengths=tuple(row["lengths"]), metrics=row["metrics"])
 
 
-def _stock_adapter(lm: Any) -> Any:
+def stock_adapter(lm: Any) -> Any:
     """lm-eval's `hf` adapter on the same weights, in the transformers layout."""
     from lm_eval.models.huggingface import HFLM
     from transformers import MambaForCausalLM
@@ -184,7 +184,8 @@ def _stock_adapter(lm: Any) -> Any:
     return HFLM(pretrained=model.eval().to(lm.device), tokenizer=lm.tokenizer, batch_size=16, max_length=lm.max_length)
 
 
-def _documents(settings: Settings, lm: Any, tasks: dict[str, Any]) -> list[Document]:
+def score_documents(settings: Settings, lm: Any, tasks: dict[str, Any]) -> list[Document]:
+    """Every document of loaded tasks as the adapter scores it, through lm-eval's evaluator."""
     results = run_tasks(lm, tasks, num_fewshot=settings.num_fewshot, limit=settings.limit, seed=settings.seed)
     return [_document(row) for rows in results["samples"].values() for row in rows]
 
