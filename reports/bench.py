@@ -66,11 +66,29 @@ def lines(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def notes(records: Sequence[Record], ours: str = OURS) -> list[str]:
-    """How to read the table."""
+    """How to read the table, and what the records' settings say of themselves.
+
+    timed   what a call of the implementation is; error: its relative error against float64, before it was timed
+    notes   sentences about one measure: its floor, a peer that was left out and why
+    """
     made = [f"× a peer: how many times better {ours} is in the same run on the same machine (above 1 is better)."]
     if any(r.setting.get("floor") is not None for r in records):
         made.append(f"× floor: how far {ours} is from the physical limit of this machine (1 is the limit).")
-    return made
+    timed = {r.model: r.setting["timed"] for r in records if r.setting.get("timed")}
+    made += [f"{model}: {what}." for model, what in timed.items()]
+    errors = _largest_errors(records)
+    if errors:
+        said = ", ".join(f"{model} {error:.1e}" for model, error in errors.items())
+        made.append(f"Checked before it was timed; largest relative error against float64: {said}.")
+    return made + [f"{r.task}, {r.metric}: {note}." for r in records for note in r.setting.get("notes", ())]
+
+
+def _largest_errors(records: Sequence[Record]) -> dict[str, float]:
+    errors: dict[str, float] = {}
+    for r in records:
+        if r.setting.get("error") is not None:
+            errors[r.model] = max(r.setting["error"], errors.get(r.model, 0.0))
+    return errors
 
 
 def _measures(records: Sequence[Record]) -> dict[Measure, dict[str, Record]]:
