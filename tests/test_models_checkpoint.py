@@ -468,6 +468,11 @@ def test_values_too_large_for_the_dtype_are_named(hf):
         checkpoint.load(hf, dtype=torch.float16)
 
 
+def test_values_whose_sum_overflows_are_finite(hf):
+    edit_weights(hf, lambda t: t[NORM].fill_(3e38))
+    assert checkpoint.load(hf).backbone.norm_f.weight.isfinite().all()
+
+
 def test_a_dtype_that_is_no_float_is_refused(ssm):
     with pytest.raises(ValueError, match=r"dtype must be one of .*, not torch.int8"):
         checkpoint.load(ssm, dtype=torch.int8)
