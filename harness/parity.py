@@ -12,8 +12,9 @@ from typing import Any
 
 from ..reports.jsonl import read_lines
 from ..reports.record import Record
-from .store import write_text
-from .zero_shot import Settings, check_data, load_tasks, open_model, run_provenance, run_tasks
+from .store import check_folder, write_text
+from .task_files import TASKS, load_tasks
+from .zero_shot import Settings, check_data, find_model, open_model, provenance_of, run_provenance, run_tasks
 
 CONTROL = "carried state dropped"
 
@@ -109,25 +110,45 @@ def run_parity(
 
     The stock side is kept under `out/stock` task by task, with the settings that made it, so that a long run goes on
     where it stopped. With `control`, ours runs again with the carried state dropped: that must fail.
+    ValueError for settings, a checkpoint or a task that can't be compared.
     """
-    settings = replace(settings, dtype="float32", parity=None)
+    settings = _comparable(settings)
     digests = check_data(settings)
+    check_folder(out)
     lm = open_model(settings)
     records: list[Record] = []
-    for task in settings.tasks:
-        one = replace(settings, tasks=(task,))
-        loaded = load_tasks((task,), Path(settings.data) if settings.data else None)
+    for name in settings.tasks:
+        one = replace(settings, tasks=(name,))
+        loaded = load_tasks((name,), Path(settings.data) if settings.data else None)
+        task = _only_scored(name, loaded["tasks"])
         origin = run_provenance(one, lm, loaded, digests, command)
         theirs = _stock(one, lm, loaded, out / "stock" / f"{task}.jsonl", origin)
         lm.scorer.carry = None
-        found = [(None, compare(task, score_documents(one, lm, loaded), theirs))]
+        found: list[tuple[str | None, Agreement]] = [(None, compare(task, score_documents(one, lm, loaded), theirs))]
         if control:
             lm.scorer.carry = _drop
             found.append((CONTROL, compare(task, score_documents(one, lm, loaded), theirs)))
-        for name, agreement in found:
-            report(describe(agreement, name))
-            records += _records(settings, agreement, name, origin)
+        for dropped, agreement in found:
+            report(describe(agreement, dropped))
+            records += _records(settings, agreement, dropped, origin)
     return records
+
+
+def _comparable(settings: Settings) -> Settings:
+    if settings.dtype not in ("auto", "float32") or settings.parity is not None:
+        raise ValueError(f"adapters are compared in float32, not in {settings.parity or settings.dtype}")
+    if not find_model(settings)[1]:
+        raise ValueError(f"{settings.model} is no Mamba: there is no adapter of ours to compare")
+    return replace(settings, dtype="float32")
+
+
+def _only_scored(name: str, tasks: dict[str, Any]) -> str:
+    """The task's own name; ValueError for one that generates text, and for a group of several."""
+    kinds = {task_name: task.OUTPUT_TYPE for task_name, task in tasks.items()}
+    if len(kinds) != 1 or not set(kinds.values()) <= {"multiple_choice", "loglikelihood"}:
+        found = ", ".join(f"{task_name} ({kind})" for task_name, kind in list(kinds.items())[:3])
+        raise ValueError(f"task {name} can't be compared: one of log-likelihoods is needed, not {found}")
+    return next(iter(kinds))
 
 
 def describe(agreement: Agreement, control: str | None) -> str:
@@ -147,14 +168,19 @@ def _drop(state: Any) -> Any:
 
 
 def _stock(settings: Settings, lm: Any, tasks: dict[str, Any], path: Path, origin: dict[str, Any]) -> list[Document]:
-    """The stock adapter's documents, from `path` when it holds those of the same checkpoint, data and limit."""
+    """The stock adapter's documents, from `path` when it holds those of the same checkpoint, data and settings."""
+    usual = Settings(model=settings.model)
+    changed = {n: getattr(settings, n) for n in ("num_fewshot", "seed", "max_length")}
     key = {
         "checkpoint": origin["checkpoint"]["digest"],
         "tokenizer": origin["tokenizer"],
         "data": origin["data"],
         "limit": settings.limit,
         "versions": {name: origin["versions"][name] for name in ("lm_eval", "transformers", "torch")},
+        **{name: value for name, value in changed.items() if value != getattr(usual, name)},
     }
+    if not set(settings.tasks) <= set(TASKS):
+        key["asked"] = origin["asked"]
     if path.is_file():
         (_, head), *rows = read_lines(path)
         if head == key:
@@ -224,5 +250,5 @@ def _records(settings: Settings, agreement: Agreement, control: str | None, orig
             seed=None,
             value=float(value),
             n=agreement.documents,
-            provenance=origin,
+            provenance=provenance_of(agreement.task, origin),
         )

@@ -241,7 +241,6 @@ def _sample_line(row: dict[str, Any]) -> str:
 
 
 def _records(settings: Settings, origin: dict[str, Any], results: dict[str, Any]) -> Iterator[Record]:
-    per_task = {k: v for k, v in origin.items() if k not in OF_ALL_TASKS}
     for task, metrics in {**results["results"], **results.get("groups", {})}.items():
         rows = results["samples"].get(task)
         for key, value in metrics.items():
@@ -264,9 +263,14 @@ def _records(settings: Settings, origin: dict[str, Any], results: dict[str, Any]
                 value=float(value),
                 stderr=standard_error(metric, float(value), values),
                 n=len(values) or count,
-                provenance=per_task
-                | {"task_version": results["versions"].get(task), "documents": origin["documents"].get(task)},
+                provenance=provenance_of(task, origin),
             )
+
+
+def provenance_of(task: str, origin: dict[str, Any]) -> dict[str, Any]:
+    """The run's provenance as it stands in one task's records: what is listed by task, cut to this one."""
+    own = {name: origin[name].get(task) for name in ("task_version", "documents")}
+    return {name: value for name, value in origin.items() if name not in OF_ALL_TASKS} | own
 
 
 def standard_error(metric: str, value: float, values: Sequence[Any]) -> float | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import bench, markdown, paired, provenance, zero_shot
+from . import bench, markdown, paired, parity, provenance, zero_shot
 from .bench import bench_table
 from .jsonl import write_whole
 from .published import scale
@@ -129,6 +129,8 @@ def _section(experiment: str, runs: Sequence[Run]) -> Section:
     if experiment == ZERO_SHOT:
         return _zero_shot_section(runs)
     records = [r for run in runs for r in run.records if r.experiment == experiment]
+    if experiment == parity.EXPERIMENT:
+        return _parity_section(records)
     make = _bench_section if experiment.startswith("bench") else _plain_section
     return make(experiment, records)
 
@@ -156,13 +158,26 @@ def _bench_section(experiment: str, records: Sequence[Record]) -> Section:
     )
 
 
+def _parity_section(records: Sequence[Record]) -> Section:
+    return Section(
+        title="Agreement with the stock adapter",
+        table=markdown.table(parity.parity_table(records), left=("Model", "Task", "Near ties")),
+        notes=parity.notes(records),
+        lines=_plain_lines(records),
+    )
+
+
 def _plain_section(experiment: str, records: Sequence[Record]) -> Section:
-    kept = ("model", "task", "metric", "value", "stderr", "n")
     return Section(
         title=experiment.capitalize(),
         table=markdown.table(plain_table(records), left=("Model", "Task", "Setting", "Backend")),
-        lines=[{name: getattr(r, name) for name in kept} for r in records],
+        lines=_plain_lines(records),
     )
+
+
+def _plain_lines(records: Sequence[Record]) -> list[dict[str, Any]]:
+    kept = ("model", "task", "metric", "value", "stderr", "n")
+    return [{name: getattr(r, name) for name in kept} for r in records]
 
 
 def _comparisons(runs: Sequence[Run], pairs: Pairs) -> tuple[list[str], list[dict[str, Any]]]:
