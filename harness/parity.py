@@ -170,15 +170,16 @@ def _drop(state: Any) -> Any:
 def _stock(settings: Settings, lm: Any, tasks: dict[str, Any], path: Path, origin: dict[str, Any]) -> list[Document]:
     """The stock adapter's documents, from `path` when it holds those of the same checkpoint, data and settings."""
     usual = Settings(model=settings.model)
-    changed = {n: getattr(settings, n) for n in ("num_fewshot", "seed", "max_length")}
     key = {
         "checkpoint": origin["checkpoint"]["digest"],
         "tokenizer": origin["tokenizer"],
         "data": origin["data"],
         "limit": settings.limit,
         "versions": {name: origin["versions"][name] for name in ("lm_eval", "transformers", "torch")},
-        **{name: value for name, value in changed.items() if value != getattr(usual, name)},
     }
+    for name in ("num_fewshot", "seed", "max_length"):
+        if getattr(settings, name) != getattr(usual, name):
+            key[name] = getattr(settings, name)
     if not set(settings.tasks) <= set(TASKS):
         key["asked"] = origin["asked"]
     if path.is_file():

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from .errors import one_line
+from .errors import one_line, root
 
 # Mamba paper, Table 3, in its order of columns.
 TASKS = ("lambada_openai", "hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande")
@@ -72,7 +72,7 @@ def _read_task_file(name: str) -> dict[str, Any] | str:
         settings = load_yaml(path)
     except Exception as error:
         # The file may name Python functions, whose modules are then imported.
-        raise ValueError(f"task file {name} can't be read: {' '.join(str(error).split())[:240]}") from error
+        raise ValueError(f"task file {name} can't be read: {one_line(error, lines=4)}") from error
     if "group" in settings:
         return str(path)
     required = ("task",) if {"class", "custom_dataset"} & settings.keys() else ("task", "dataset_path")
@@ -109,8 +109,9 @@ def _load(manager: Any, name: str, spec: dict[str, Any] | str, data: Path | None
     except Exception as error:
         # A task may run its own code over documents of any kind.
         where = f"in {data}" if data else "on the hub or in its cache"
+        cause = root(error)
         raise ValueError(
-            f"task {name} or its documents {where} can't be loaded: {type(error).__name__}: {one_line(error)}"
+            f"task {name} or its documents {where} can't be loaded: {type(cause).__name__}: {one_line(cause, lines=4)}"
         ) from error
     if empty := [task_name for task_name, count in counts.items() if not count]:
         raise ValueError(f"task {empty[0]} has no documents")

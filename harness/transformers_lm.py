@@ -73,10 +73,10 @@ def load_causal_lm(directory: Path, dtype: torch.dtype) -> Any:
     transformers_logging.disable_progress_bar()
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, local_files_only=True, output_loading_info=True
+            directory, dtype=dtype, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except Exception as error:
-        raise ValueError(f"transformers can't load {directory}: {one_line(error)}") from error
+        raise ValueError(f"transformers can't load {directory}: {one_line(error, lines=3)}") from error
     unknown = [key for key in found["unexpected_keys"] if not key.endswith(OBSOLETE)]
     for what, keys in (
         ("missing", found["missing_keys"]),
