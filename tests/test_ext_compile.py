@@ -116,3 +116,11 @@ def test_one_compiled_graph_serves_every_length(backend):
             y, _ = compiled(**case.tensors)
             assert_same({"y": y}, {"y": op(**case.tensors)[0]}, case.dtype)
     assert len(graphs) == 1
+
+
+def test_a_second_derivative_is_refused():
+    x = torch.ones(1, 3, 2, requires_grad=True)
+    y, _ = conv_with("reference")(x, torch.ones(2, 2), activation="silu")
+    (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+        dx.sum().backward()

@@ -3,6 +3,7 @@
 from itertools import combinations
 from random import Random
 
+import jaxtyping
 import pytest
 import torch
 from ext_cases import (
@@ -21,7 +22,7 @@ from ext_cases import (
     threads,
     usable,
 )
-from mambalab.ext import reference
+from mambalab.ext import reference, selective_scan
 
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
 
@@ -263,3 +264,9 @@ def test_a_constant_system_is_a_causal_convolution(backend):
         [torch.einsum("jd,bjd->bd", kernel[: t + 1].flip(0), u[:, : t + 1]) for t in range(length)], 1
     )
     assert_same({"y": y}, {"y": expected}, torch.float64)
+
+
+def test_shapes_are_checked_from_the_signature_while_tests_run():
+    case = scan_case()
+    with pytest.raises(jaxtyping.TypeCheckError, match="selective_scan"):
+        selective_scan(**{**case.tensors, "D": torch.ones(6)})
