@@ -152,6 +152,8 @@ def _require_counts(config: object, *names: str) -> None:
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a positive integer, not {value!r}")
+        if value >= 2**31:
+            raise ValueError(f"{name} must be less than 2^31, not {value!r}")
 
 
 def _mamba(

@@ -54,12 +54,16 @@ def read(folder: Path) -> dict[str, Tensor]:
 
 def write(tensors: dict[str, Tensor], path: Path) -> None:
     """Write tensors under this name, whole or not at all, in the format its suffix says."""
-    with atomic(path) as part:
-        if path.suffix == ".safetensors":
-            save_file(tensors, part, metadata={"format": "pt"})
-        else:
-            with part.open("wb") as file:
-                torch.save(tensors, file)
+    try:
+        with atomic(path) as part:
+            if path.suffix == ".safetensors":
+                save_file(tensors, part, metadata={"format": "pt"})
+            else:
+                with part.open("wb") as file:
+                    torch.save(tensors, file)
+    except (SafetensorError, RuntimeError) as error:
+        # So both say that the disk is full.
+        raise OSError(f"{path}: can't be written whole ({_first_line(error)})") from error
 
 
 @contextmanager

@@ -1,7 +1,10 @@
 """Forward, chunks, packs and steps of Mamba are one function; what must be float32 is; it starts as released."""
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -173,6 +176,31 @@ def test_gradients_reach_every_parameter_and_the_state(changes):
     leaves = dict(model.named_parameters()) | {f"state {i}": t for i, t in enumerate((*state.conv, *state.scan))}
     without = [name for name, leaf in leaves.items() if leaf.grad is None or not leaf.grad.abs().sum() > 0]
     assert without == []
+
+
+COMPILED = f"""
+import sys
+import torch
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from models_cases import distance, tiny, tokens
+
+model, ids = tiny(n_layer=2), tokens(2, 6)
+compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+found = []
+for run in (model, compiled):
+    logits, state = run(ids)
+    model.zero_grad()
+    logits.square().sum().backward()
+    found.append([logits, *state.conv, *state.scan, *(p.grad for p in model.parameters())])
+print(max(distance(a, b) for a, b in zip(*found, strict=True)))
+"""
+
+
+def test_it_compiles_whole_with_gradients():
+    # In a process of its own, without the shape checks that the hook weaves into every class.
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1e-4
 
 
 def test_a_step_takes_no_gradient():

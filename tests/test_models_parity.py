@@ -15,13 +15,15 @@ def peer(folder):
 
 
 @torch.no_grad()
-def test_logits_of_the_130m_shape_equal_transformers_from_both_layouts(tmp_path):
+def test_logits_of_the_130m_shape_equal_transformers_from_both_layouts_and_not_with_zoh(tmp_path):
     model = Mamba(mamba_config("mamba-130m"), seed=0)
     generator = torch.Generator().manual_seed(1)
     for block in model.layers:
         block.mixer.D.uniform_(0.5, 1.5, generator=generator)
         block.mixer.A_log.add_(torch.empty_like(block.mixer.A_log).uniform_(-0.2, 0.2, generator=generator))
         block.norm.weight.uniform_(0.5, 1.5, generator=generator)
+        # As drawn, the scan hardly shows in the logits; so much louder, ZOH for Euler alone moves them by 0.1.
+        block.mixer.x_proj.weight.mul_(4)
     checkpoint.save(model, tmp_path / "ssm", layout="mamba_ssm")
     checkpoint.save(model, tmp_path / "hf", layout="hf")
     ids = tokens(2, 24, vocabulary=50277)
@@ -30,6 +32,9 @@ def test_logits_of_the_130m_shape_equal_transformers_from_both_layouts(tmp_path)
     for layout in ("ssm", "hf"):
         logits, _ = checkpoint.load(tmp_path / layout)(ids)
         assert float((logits - want).abs().max()) < 1e-4
+    for block in model.layers:
+        block.mixer.discretisation = "zoh"
+    assert float((model(ids)[0] - want).abs().max()) > 1e-2
 
 
 OPTIONS = [
@@ -48,15 +53,6 @@ def test_every_option_of_the_config_means_what_it_means_to_transformers(changes,
     ids = tokens(3, 9)
     logits, _ = checkpoint.load(tmp_path)(ids)
     assert distance(logits, peer(tmp_path)(ids).logits) < 1e-5
-
-
-@torch.no_grad()
-def test_parity_fails_when_the_scan_is_zoh(tmp_path):
-    checkpoint.save(tiny(), tmp_path, layout="hf")
-    ids = tokens(3, 9)
-    model = tiny(discretisation="zoh")
-    model.load_state_dict(checkpoint.load(tmp_path).state_dict())
-    assert distance(model(ids)[0], peer(tmp_path)(ids).logits) > 1e-3
 
 
 @torch.no_grad()
