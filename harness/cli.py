@@ -24,7 +24,6 @@ def _eval_options(command: Any) -> Any:
     options: list[Option] = [
         click.option(
             "--tasks",
-            default="",
             help="Comma-separated lm-eval task names or YAML paths; default: the six of the paper's Table 3.",
         ),
         click.option(
@@ -72,13 +71,12 @@ def cli() -> None:
 @cli.command("eval")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @_eval_options
-def eval_command(models: tuple[str, ...], tasks: str, out: str, **options: Any) -> None:
+def eval_command(models: tuple[str, ...], tasks: str | None, out: str, **options: Any) -> None:
     """Evaluate MODELs (a directory, a hub id, or a name of `mambalab models`) and print the table."""
     _go_offline(hub=options["offline"], data=options["offline"] or options["data"] is not None)
     from .zero_shot import TASKS, Settings, evaluate, find_model
 
-    names = tuple(t.strip() for t in tasks.split(",") if t.strip()) if tasks else TASKS
-    chosen = [Settings(model=model, tasks=names, **options) for model in models]
+    chosen = [Settings(model=model, tasks=_names(tasks) or TASKS, **options) for model in models]
     # All before the first, whose evaluation may take hours.
     for settings in chosen:
         find_model(settings)
@@ -125,13 +123,12 @@ def models() -> None:
 
 @cli.command()
 @click.argument("directory")
-@click.option("--tasks", default="", help="Comma-separated names among the six; default: all.")
-def fetch(directory: str, tasks: str) -> None:
+@click.option("--tasks", help="Comma-separated names among the six; default: all.")
+def fetch(directory: str, tasks: str | None) -> None:
     """Fill DIRECTORY with the six tasks' data sets from the hub, and write its SHA-256 manifest."""
     from .data import fetch as fetch_data
 
-    names = [t.strip() for t in tasks.split(",") if t.strip()]
-    for line in fetch_data(Path(directory), names or None):
+    for line in fetch_data(Path(directory), _names(tasks)):
         click.echo(line)
 
 
@@ -162,15 +159,14 @@ def demo(out: str) -> None:
 @click.argument("checkpoint")
 @_eval_options
 @click.option("--control", is_flag=True, help="Also score with the carried state dropped: that must disagree.")
-def parity(checkpoint: str, tasks: str, out: str, control: bool, **options: Any) -> None:
+def parity(checkpoint: str, tasks: str | None, out: str, control: bool, **options: Any) -> None:
     """Hold our scores of a Mamba CHECKPOINT against lm-eval's `hf` adapter on transformers, request by request."""
     _go_offline(hub=options["offline"], data=options["offline"] or options["data"] is not None)
     from ..reports import record
     from .parity import CONTROL, run_parity
     from .zero_shot import TASKS, Settings
 
-    names = tuple(t.strip() for t in tasks.split(",") if t.strip()) if tasks else TASKS
-    settings = Settings(model=checkpoint, tasks=names, **options)
+    settings = Settings(model=checkpoint, tasks=_names(tasks) or TASKS, **options)
     records = run_parity(settings, Path(out), control=control, command=_command_line(), report=click.echo)
     record.write(Path(out) / "records.jsonl", records)
     failed = {r.setting["control"] for r in records if r.metric in ("outside", "differing documents") and r.value}
@@ -303,6 +299,16 @@ def bench_zero_shot(checkpoint: str, tasks: str, peers: bool, repeats: int, out:
     click.echo(bench.write(Path(out), f"Zero-shot evaluation on the {options['device'].upper()}", records))
 
 
+def _names(tasks: str | None) -> tuple[str, ...] | None:
+    """The names in an option's comma-separated list, None where it was not given."""
+    if tasks is None:
+        return None
+    names = tuple(name.strip() for name in tasks.split(",") if name.strip())
+    if not names:
+        raise ValueError(f"no task is named in --tasks {tasks!r}")
+    return names
+
+
 def _go_offline(*, hub: bool, data: bool) -> None:
     """Forbid the network to checkpoints or data sets, before transformers and datasets look (once, at import)."""
     for variable, wanted in (("HF_HUB_OFFLINE", hub), ("HF_DATASETS_OFFLINE", data)):
@@ -333,6 +339,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("MAMBALAB_TRACEBACK"):
             raise
+        if isinstance(error, OSError) and error.filename is not None:
+            _fail(f"{error.filename}: {error.strerror}")
         _fail(str(error))
 
 

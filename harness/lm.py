@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import math
 import re
 from collections.abc import Sequence
@@ -115,6 +116,10 @@ class MambaLM(TemplateLM):
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> MambaLM:
         given = arg_dict | {name: value for name, value in (additional_config or {}).items() if value is not None}
+        if given.get("device") == "cuda:0" and not torch.cuda.is_available():
+            # What lm-eval's command says where its user said nothing.
+            logging.getLogger("mambalab").warning("no CUDA device here: on the CPU instead of cuda:0")
+            given["device"] = "cpu"
         signature = inspect.signature(cls)
         try:
             signature.bind(**given)
