@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
@@ -56,7 +55,6 @@ def resolve_device(device: str | None) -> str:
     return device
 
 
-@register_model("mambalab")
 class MambaLM(TemplateLM):
     """A Mamba checkpoint for lm-eval: `simple_evaluate(model="mambalab", model_args="pretrained=DIR_OR_HUB_ID")`.
 
@@ -173,7 +171,7 @@ class MambaLM(TemplateLM):
                     encoded[i] = ids
         return encoded
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         pairs = [(str(r.args[0]), str(r.args[1])) for r in requests]
         encoded = self._encode_pairs(pairs)
         return self._loglikelihood_tokens(
@@ -211,7 +209,7 @@ class MambaLM(TemplateLM):
             scores = self.scorer(work, progress=bar.update)
         return [(score.log_likelihood, score.greedy) for score in scores]
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         windows: list[tuple[None, list[int], list[int]]] = []
         owners: list[int] = []
         for owner, tokens in enumerate(self._encode([str(r.args[0]) for r in requests])):
@@ -223,19 +221,19 @@ class MambaLM(TemplateLM):
             totals[owner].append(value)
         return [math.fsum(values) for values in totals]
 
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         answers: list[str] = [""] * len(requests)
         batches = self._generation_batches(requests)
         with tqdm(total=len(requests), desc="generation", disable=disable_tqdm or self.rank != 0) as bar:
             for arguments, batch in batches:
                 kwargs = normalize_gen_kwargs(arguments, self.max_gen_toks)
-                texts = self._generate([str(requests[i].args[0]) for i in batch], kwargs)
+                texts = self._generate([str(requests[i].args[0]) for i in batch], dict(kwargs))
                 for i, text in zip(batch, texts, strict=True):
                     answers[i] = text
                 bar.update(len(batch))
         return answers
 
-    def _generation_batches(self, requests: list[Instance]) -> list[tuple[dict[str, Any], list[int]]]:
+    def _generation_batches(self, requests: list[Any]) -> list[tuple[dict[str, Any], list[int]]]:
         """Requests with equal settings together, at most `limits.states` at once, in order of first appearance."""
         alike: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
@@ -264,3 +262,7 @@ class MambaLM(TemplateLM):
             sampling["generator"] = self.generator
         rows = generate(self.model, tokens, count, stop=done, **sampling)
         return [postprocess_generated_text(self.tok_decode(row), stops, None) for row in rows]
+
+
+# As a decorator it would hide the class from type checkers.
+register_model("mambalab")(MambaLM)

@@ -199,7 +199,7 @@ def _from_json(row: dict[str, Any]) -> Document:
 
 def stock_adapter(lm: Any) -> Any:
     """lm-eval's `hf` adapter on the same weights, in the transformers layout."""
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models import huggingface
     from transformers import MambaForCausalLM
 
     from ..models import checkpoint
@@ -208,7 +208,8 @@ def stock_adapter(lm: Any) -> Any:
     with tempfile.TemporaryDirectory(prefix="mambalab-") as folder:
         checkpoint.save(lm.model, Path(folder) / "hf", layout="hf")
         model = MambaForCausalLM.from_pretrained(Path(folder) / "hf", local_files_only=True)
-    return HFLM(pretrained=model.eval().to(lm.device), tokenizer=lm.tokenizer, batch_size=16, max_length=lm.max_length)
+    hf: Any = huggingface.HFLM
+    return hf(pretrained=model.eval().to(lm.device), tokenizer=lm.tokenizer, batch_size=16, max_length=lm.max_length)
 
 
 def score_documents(settings: Settings, lm: Any, tasks: dict[str, Any]) -> list[Document]:

@@ -155,7 +155,7 @@ class Scorer:
         self.truncated = 0
 
     def __call__(
-        self, requests: Sequence[Request], progress: Callable[[int], None] = lambda answered: None
+        self, requests: Sequence[Request], progress: Callable[[int], object] = lambda answered: None
     ) -> list[Score]:
         """Score (context, continuation) token pairs, in their order; progress gets each batch's number of answers."""
         work = plan(requests, self.limits)
@@ -202,14 +202,14 @@ class Scorer:
         pairs = [(start + place, target) for start, ask in zip(starts, asked, strict=True) for place, target in ask]
         row_of = {place: row for row, place in enumerate(dict.fromkeys(place for place, _ in pairs))}
         at = torch.tensor(list(row_of), dtype=torch.int64, device=device)
-        logits, state = self.model(tokens.to(device), state=state, cu_seqlens=cu_seqlens.to(device), logits_at=at)
+        logits, after = self.model(tokens.to(device), state=state, cu_seqlens=cu_seqlens.to(device), logits_at=at)
         logits = logits.half() if self.half else logits.float()
         rows = torch.tensor([row_of[place] for place, _ in pairs], device=device)
         targets = torch.tensor([target for _, target in pairs], device=device)
         values = torch.log_softmax(logits, dim=-1)[rows, targets].tolist()
         greedy = (logits.argmax(-1)[rows] == targets).tolist()
         flat = iter(zip(values, greedy, strict=True))
-        return [[next(flat) for _ in ask] for ask in asked], state
+        return [[next(flat) for _ in ask] for ask in asked], after
 
     def _total(self, tokens: Sequence[tuple[float, bool]]) -> Score:
         """Sum the tokens' log-probabilities; `half` rounds the sum as a float16 tensor's would be."""

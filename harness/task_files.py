@@ -128,15 +128,16 @@ def _reading_from(data: Path | None) -> Iterator[None]:
         yield
         return
     import datasets
+    from datasets import config
 
-    stock = datasets.config.HF_DATASETS_CACHE
+    stock = config.HF_DATASETS_CACHE
     with tempfile.TemporaryDirectory(prefix="mambalab-") as folder, contextlib.chdir(data):
-        datasets.config.HF_DATASETS_CACHE = folder
+        config.HF_DATASETS_CACHE = folder
         datasets.disable_progress_bars()
         try:
             yield
         finally:
-            datasets.config.HF_DATASETS_CACHE = stock
+            config.HF_DATASETS_CACHE = stock
 
 
 def task_digest(task: Any, *, limit: int | None, num_fewshot: int | None) -> str:

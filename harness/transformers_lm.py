@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lm_eval.models.huggingface import HFLM
+from lm_eval.models import huggingface
 
 from .errors import one_line
 from .tokenizer import check_fit, load_tokenizer, tokenizer_digest
 
 # Buffers of old GPT-NeoX checkpoints that transformers now computes.
 OBSOLETE = ("attention.bias", "attention.masked_bias", "rotary_emb.inv_freq")
+
+# lm-eval's registering decorator hides the class from type checkers.
+HFLM: Any = huggingface.HFLM
 
 
 class TransformersLM(HFLM):
@@ -72,11 +75,12 @@ def load_causal_lm(directory: Path, dtype: torch.dtype) -> Any:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory, dtype=dtype, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except Exception as error:
         raise ValueError(f"transformers can't load {directory}: {one_line(error, lines=3)}") from error
+    model, found = loaded
     unknown = [key for key in found["unexpected_keys"] if not key.endswith(OBSOLETE)]
     for what, keys in (
         ("missing", found["missing_keys"]),
