@@ -113,7 +113,7 @@ def exact(inputs: Inputs, dy: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]
     grads = [torch.zeros_like(t) for t in wide]
     dstate = torch.zeros_like(states[-1])
     for steps, state in reversed(list(zip(chunks, states, strict=False))):
-        leaves = [window(t, steps).detach().requires_grad_() for t in (*wide, state)]
+        leaves = [t.detach().requires_grad_() for t in (*(window(t, steps) for t in wide), state)]
         outs = _definition(leaves[:-1], leaves[-1])
         *found, dstate = torch.autograd.grad(outs, leaves, (window(dy.double(), steps), dstate))
         for whole, some in zip(grads, found, strict=True):

@@ -137,12 +137,13 @@ def measure(shape: Shape, settings: Settings, backward: bool) -> Measured:
     wanted = exact(inputs.first(length), dy[:, :length] if backward else None)
     errors, absent = {}, {}
     for peer in (ours(), *(PEERS if settings.peers else ())):
-        reason = None if peer.name == OURS else why_not(peer, inputs, dy, shape, settings, backward)
+        mine = peer.name == OURS
         try:
+            reason = None if mine else why_not(peer, inputs, dy, shape, settings, backward)
             if reason is None:
                 errors[peer.name] = check(peer, inputs, dy, wanted, settings.dtype)
         except (RedCheck, RuntimeError) as error:
-            if peer.name == OURS:
+            if mine:
                 raise RedCheck(f"{shape}, {METRICS[backward]}: {error}; no speed is printed") from error
             reason = f"it fails its check ({one_line(error)})"
         if reason is not None:

@@ -70,8 +70,8 @@ def run(
     digests = check_data(settings)
     with tempfile.TemporaryDirectory(prefix="mambalab-") as folder:
         chosen = settings if settings.model else replace(settings, model=str(fresh(Path(folder) / "mamba")))
-        tasks = {name: load_tasks((name,), Path(chosen.data) if chosen.data else None) for name in chosen.tasks}
         lm = open_model(chosen)
+        tasks = {name: load_tasks((name,), Path(chosen.data) if chosen.data else None) for name in chosen.tasks}
         whole = {
             part: {k: v for task in tasks.values() for k, v in task[part].items()} for part in tasks[chosen.tasks[0]]
         }
