@@ -182,6 +182,7 @@ def run_tasks(
 def run_provenance(
     settings: Settings, lm: Any, tasks: dict[str, Any], digests: dict[str, str], command: str
 ) -> dict[str, Any]:
+    """What ran, for every record of these tasks: weights, tokenizer, data and tasks by content (see `provenance`)."""
     from ..models import checkpoint
 
     source = {

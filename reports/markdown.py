@@ -41,6 +41,7 @@ def signed(value: float | None, bold_beyond: float = math.inf) -> str:
 
 
 def interval(low: float, high: float) -> str:
+    """A range of signed numbers: "-1.20 to +0.40"."""
     return f"{signed(low)} to {signed(high)}"
 
 
@@ -67,10 +68,12 @@ def number(value: float) -> str:
 
 
 def ratio(value: float | None) -> str:
+    """How many times: "12.5×"."""
     return BLANK if value is None else f"{significant(value)}×"
 
 
 def count(value: int | None) -> str:
+    """A whole number with its thousands set apart."""
     return BLANK if value is None else f"{value:,}"
 
 
@@ -85,6 +88,7 @@ def table(frame: pd.DataFrame, left: Sequence[str] = ()) -> str:
 
 
 def bullets(lines: Sequence[str]) -> str:
+    """A Markdown list, a line an item."""
     return "\n".join(f"- {line}" for line in lines)
 
 
