@@ -54,16 +54,12 @@ def read(folder: Path) -> dict[str, Tensor]:
 
 def write(tensors: dict[str, Tensor], path: Path) -> None:
     """Write tensors under this name, whole or not at all, in the format its suffix says."""
-    try:
-        with atomic(path) as part:
-            if path.suffix == ".safetensors":
-                save_file(tensors, part, metadata={"format": "pt"})
-            else:
-                with part.open("wb") as file:
-                    torch.save(tensors, file)
-    except (SafetensorError, RuntimeError) as error:
-        # So both say that the disk is full.
-        raise OSError(f"{path}: can't be written whole ({_first_line(error)})") from error
+    with atomic(path) as part:
+        if path.suffix == ".safetensors":
+            save_file(tensors, part, metadata={"format": "pt"})
+        else:
+            with part.open("wb") as file:
+                torch.save(tensors, file)
 
 
 @contextmanager
@@ -75,6 +71,9 @@ def atomic(path: Path):
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         part.replace(path)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # Three ways to hear that the disk is full, none of which says where.
+        raise OSError(f"{path}: can't be written whole ({_first_line(error)})") from error
     finally:
         part.unlink(missing_ok=True)
 

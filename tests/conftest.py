@@ -31,3 +31,11 @@ def data() -> Path:
     if not Path(folder).is_dir():
         pytest.skip(f"MAMBALAB_DATA names {folder}, which is no folder")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def places(tmp_path_factory) -> dict[str, Path]:
+    """Small checkpoints by name ("mamba", "hf", "neox") and the miniature data ("data"): not to be changed."""
+    from command import MINIATURE, write_checkpoints
+
+    return write_checkpoints(tmp_path_factory.mktemp("checkpoints")) | {"data": MINIATURE}
