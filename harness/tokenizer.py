@@ -49,7 +49,7 @@ def _from_file(path: Path) -> Any:
     end = next((token for token in END_OF_TEXT if fast.token_to_id(token) is not None), None)
     if end is None:
         raise ValueError(f"{path} has none of the end-of-text tokens {', '.join(END_OF_TEXT)}")
-    return PreTrainedTokenizerFast(tokenizer_object=fast, bos_token=end, eos_token=end)
+    return PreTrainedTokenizerFast(tokenizer_object=fast, bos_token=end, eos_token=end, name_or_path=str(path))
 
 
 def _from_pretrained(source: str, offline: bool) -> Any:
@@ -77,5 +77,6 @@ def check_fit(tokenizer: Any, vocabulary: int) -> None:
     largest = max(tokenizer.get_vocab().values())
     if largest >= vocabulary:
         raise ValueError(
-            f"the tokenizer has ids up to {largest}, the embedding only {vocabulary} rows: they do not belong together"
+            f"the tokenizer at {tokenizer.name_or_path} has ids up to {largest}, the embedding only {vocabulary} rows: "
+            "they do not belong together"
         )

@@ -18,6 +18,7 @@ from mambalab.harness import cli
 from mambalab.harness.demo import MINIATURE, VOCAB_SIZE
 
 TOKENIZER = MINIATURE / "tokenizer.json"
+Change = Callable[[Path], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,12 @@ def files(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.lstat().st_size for path in folder.rglob("*") if not path.is_dir()}
 
 
-def copied(source: Path, target: Path, change: Callable[[Path], object]) -> Path:
+def bytes_changed(name: str, change: Callable[[bytes], bytes]) -> Change:
+    """A change of one file's contents."""
+    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
+
+
+def copied(source: Path, target: Path, change: Change) -> Path:
     """A copy of a folder with one thing changed."""
     shutil.copytree(source, target)
     change(target)

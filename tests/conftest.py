@@ -39,3 +39,18 @@ def places(tmp_path_factory) -> dict[str, Path]:
     from command import MINIATURE, write_checkpoints
 
     return write_checkpoints(tmp_path_factory.mktemp("checkpoints")) | {"data": MINIATURE}
+
+
+@pytest.fixture
+def evaluated(places, tmp_path, unchecked):
+    """A function that evaluates a document of a task, checks that it is refused with nothing written, and gives why."""
+    from command import files, mambalab, refused
+
+    def evaluate(model: Path, data: Path = places["data"], task: str = "piqa", *options: object) -> str:
+        before = files(tmp_path)
+        arguments = ("--data", data, "--tasks", task, "--limit", 1, "--out", tmp_path / "out", *options)
+        line = refused(mambalab("eval", model, *arguments))
+        assert files(tmp_path) == before
+        return line
+
+    return evaluate
