@@ -34,7 +34,7 @@ def test_logits_of_the_130m_shape_equal_transformers_from_both_layouts_and_not_w
         assert float((logits - want).abs().max()) < 1e-4
     for block in model.layers:
         block.mixer.discretisation = "zoh"
-    assert float((model(ids)[0] - want).abs().max()) > 1e-2
+    assert float((model(ids[:, :6])[0] - want[:, :6]).abs().max()) > 1e-2
 
 
 OPTIONS = [
