@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..ext import selective_scan
 
-CHUNK = 512  # steps whose float64 graph is alive at once
+CHUNK = 128  # steps whose float64 graph is alive at once
 
 
 @dataclass(frozen=True)

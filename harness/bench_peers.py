@@ -63,7 +63,7 @@ def torch_loop(
     outputs = []
     for u_t, step_t, B_t, C_t in zip(u.unbind(1), step.unbind(1), B.unbind(1), C.unbind(1), strict=True):
         h = torch.exp(step_t[..., None] * A) * h + (step_t * u_t)[..., None] * B_t[:, None]
-        outputs.append((h @ C_t[..., None].to(h.dtype))[..., 0])
+        outputs.append((h * C_t[:, None]).sum(-1))
     return ((torch.stack(outputs, 1) + D * u) * F.silu(z)).to(u.dtype)
 
 
