@@ -253,6 +253,19 @@ def test_ratios_to_the_peer_and_the_floor_follow_from_the_medians():
     assert _measured().line() == "1,128,4096,16 forward ms: 3 ms, 3x the floor, torch loop 100x"
 
 
+def test_the_floor_is_the_best_call_and_ours_the_median(monkeypatch):
+    def interleave(calls, *, repeats):
+        return {name: Times(seconds=(4.0, 2.0, 3.0)) for name in calls}
+
+    monkeypatch.setattr(bench, "interleave", interleave)
+    monkeypatch.setattr(floor, "exp2_call", lambda threads: (lambda: None, 1000))
+    found = measure(TINY, Settings(shapes=(TINY,)), backward=False)
+    assert found.floor_ms == pytest.approx(1e3 * TINY.elements * 2.0 / 1000)
+    (mine,) = found.records(Settings(), PROVENANCE)
+    assert mine.value == 3000.0
+    assert mine.setting["bytes"] == 2000.0
+
+
 def test_the_bytes_that_must_move_are_counted_once_each():
     # u, delta, z, y of 6 and B, C of 3 elements a step; backward again u, delta, z, dy and three gradients; B, C twice.
     steps = TINY.b * TINY.l

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -152,3 +154,15 @@ def test_a_mistake_on_the_command_line_is_one_line_and_status_2(arguments, tmp_p
     assert said.err.count("\n") == 1
     assert said.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["scan", "zero-shot"])
+def test_help_imports_nothing_heavy(command):
+    code = (
+        "import sys\nfrom mambalab.harness.cli import main\n"
+        f"try:\n    main(['bench', {command!r}, '--help'])\nexcept SystemExit:\n    pass\n"
+        "print('HEAVY', *sorted(set(sys.modules) & {'torch', 'numba', 'pandas', 'lm_eval', 'transformers'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--peers" in done.stdout
+    assert done.stdout.splitlines()[-1].split() == ["HEAVY"]
