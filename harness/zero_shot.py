@@ -228,11 +228,13 @@ def _identity(settings: Settings, origin: dict[str, Any]) -> str:
 def _write(run: Path, settings: Settings, identity: str, origin: dict[str, Any], results: dict[str, Any]) -> None:
     """Write the run directory; records.jsonl comes last, so its presence says that the run is whole."""
     samples = results["samples"]
+    records = list(_records(settings, origin, results))
+    if silent := sorted(samples.keys() - {r.task for r in records}):
+        raise ValueError(f"task {silent[0]} gave no number: does lm-eval know a metric of its metric_list?")
     for task, rows in samples.items():
         write_text(run / "samples" / f"{task}.jsonl", "".join(_sample_line(row) for row in rows))
     write_json(run / "provenance.json", origin)
     write_json(run / "run.json", {"key": identity, "model": settings.model, "settings": asdict(settings)})
-    records = list(_records(settings, origin, results))
     write_text(run / "records.jsonl", to_lines(records))
 
 
