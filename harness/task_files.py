@@ -122,22 +122,28 @@ def _load(manager: Any, name: str, spec: dict[str, Any] | str, data: Path | None
 def _reading_from(data: Path | None) -> Iterator[None]:
     """Let `datasets` resolve hub names inside `data`: stock task files name them, and a relative directory comes first.
 
-    The Arrow copies go to a folder of this run: a shared cache could hold other bytes under the same name.
+    The hub is not asked for what is not there, whatever was imported before. The Arrow copies go to a folder of this
+    run: a shared cache could hold other bytes under the same name.
     """
     if data is None:
         yield
         return
     import datasets
     from datasets import config
+    from huggingface_hub import constants
 
-    stock = config.HF_DATASETS_CACHE
-    with tempfile.TemporaryDirectory(prefix="mambalab-") as folder, contextlib.chdir(data):
-        config.HF_DATASETS_CACHE = folder
-        datasets.disable_progress_bars()
-        try:
-            yield
-        finally:
-            config.HF_DATASETS_CACHE = stock
+    datasets.disable_progress_bars()
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mambalab-"))
+        stack.enter_context(contextlib.chdir(data))
+        for module, name, value in (
+            (config, "HF_DATASETS_CACHE", folder),
+            (config, "HF_HUB_OFFLINE", True),
+            (constants, "HF_HUB_OFFLINE", True),
+        ):
+            stack.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, value)
+        yield
 
 
 def task_digest(task: Any, *, limit: int | None, num_fewshot: int | None) -> str:

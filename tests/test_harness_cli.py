@@ -155,6 +155,17 @@ def test_examples_in_the_prompt_change_the_scores_and_are_recorded(places, of_bo
     assert "few-shot on piqa" in mambalab("report", run).out
 
 
+@pytest.mark.parametrize(("tasks", "status"), [("piqa,hellaswag", 0), ("boolq", 2)])
+def test_data_from_a_directory_opens_no_socket(places, tmp_path, monkeypatch, tasks, status):
+    def refuse(*given):
+        raise AssertionError(f"a socket was opened: {given}")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    arguments = ("--data", places["data"], "--tasks", tasks, "--limit", 1, "--out", tmp_path)
+    assert mambalab("eval", places["mamba"], *arguments).status == status
+
+
 def test_a_transformers_model_goes_through_the_same_command(places, tmp_path):
     (run,) = evaluate(
         tmp_path, places["neox"], "--data", places["data"], "--tasks", "piqa,lambada_openai", "--limit", 4
