@@ -1,0 +1,261 @@
+"""The CPU backend: streaming Numba kernels for the scan, and torch for the convolution and a step's projections."""
+
+import functools
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numba import types
+from numba.core.caching import FunctionCache
+from numba.np.ufunc import omppool  # noqa: F401  where Numba's OpenMP layer can't be loaded, this says why
+from torch import Tensor
+
+from . import cpu_kernels, cpu_tiles, lanes
+
+TILE = 64  # channels that share one pass over B and C
+PARTS = 32  # partial sums of the backward pass, about; threads beyond that many would idle
+
+# The kernels' arguments: R real and S state arrays with their rank, I an integer array, i an integer, b a flag.
+_INPUTS = "R3 R3 S2 S3 S3 R1 R3 R1 S3 b b b b"
+_SIGNATURES = {
+    cpu_kernels.scan_forward: f"i I2 {_INPUTS} R3 S3",
+    cpu_kernels.scan_backward: f"i I2 {_INPUTS} R3 S3 R3 R3 S3 S4 S4 R2 R3 R2 S3 i i",
+}
+
+_log = logging.getLogger(__package__)
+_started_in: int | None = None  # the process in which the OpenMP threads run
+
+
+def scan_forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    delta_softplus: bool,
+    discretisation: str,
+) -> tuple[Tensor, Tensor]:
+    """As `reference.scan_forward`, in the memory of its results and a few rows of each tile."""
+    work, spans = _working_dtype(A), _spans(u, cu_seqlens)
+    inputs = _inputs(work, u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, discretisation)
+    y, final = torch.empty(u.shape, dtype=work.to_real()), torch.zeros(len(spans), *A.shape, dtype=work)
+    groups = _groups(work, u.shape[2], len(spans))
+    _run(cpu_kernels.scan_forward, work, groups, spans, *inputs, y.numpy(), final.numpy())
+    return y.to(u.dtype), final.to(A.dtype)
+
+
+def scan_backward(
+    dy: Tensor,
+    dfinal_state: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    delta_softplus: bool,
+    discretisation: str,
+) -> tuple[Tensor | None, ...]:
+    """As `reference.scan_backward`; states are computed again, from one kept every CHUNK steps of the tile at hand."""
+    work, spans = _working_dtype(A), _spans(u, cu_seqlens)
+    (b, length, d), n, rows = u.shape, A.shape[1], len(spans)
+    groups = _groups(work, d, rows)
+    across = max(1, min(rows, PARTS))
+    down = max(1, min(-(-d // (groups * _width(work))), PARTS // across))
+    inputs = _inputs(work, u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, discretisation)
+    real = functools.partial(torch.zeros, dtype=work.to_real())
+    state = functools.partial(torch.zeros, dtype=work)
+    du, ddelta, dz = (torch.empty(u.shape, dtype=work.to_real()) for _ in range(3))
+    dA, dD, ddelta_bias, dinitial = state(across, d, n), real(across, d), real(across, d), state(rows, d, n)
+    dB, dC = (state(1, across, d, n) if static.dim() == 2 else state(down, b, length, n) for static in (B, C))
+    grads = (du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial)
+    given = _array(dy, work.to_real(), 3), _array(dfinal_state, work, 3)
+    _run(
+        cpu_kernels.scan_backward, work, groups, spans, *inputs, *given, *(grad.numpy() for grad in grads), down, across
+    )
+    dB, dC = (dC.squeeze(0) if static.dim() == 2 else dC for static, dC in ((B, dB), (C, dC)))
+    sums = (du, ddelta, *map(_ordered_sum, (dA, dB, dC, dD)), dz, _ordered_sum(ddelta_bias), dinitial)
+    return tuple(map(_as_gradient, sums, (u, delta, A, B, C, D, z, delta_bias, initial_state)))
+
+
+def _working_dtype(A: Tensor) -> torch.dtype:
+    """The dtype of states inside the kernels; a complex scan is always computed in double precision."""
+    return torch.complex128 if A.is_complex() else A.dtype
+
+
+def _width(work: torch.dtype) -> int:
+    return lanes.WIDTH if work == torch.float32 else 1
+
+
+def _groups(work: torch.dtype, d: int, sequences: int) -> int:
+    """Groups of lanes in a tile: few where there would be too few tiles for the threads."""
+    channels = min(TILE, max(lanes.WIDTH, sequences * d // 4), d)
+    return -(-channels // _width(work))
+
+
+def _spans(u: Tensor, cu_seqlens: Tensor | None) -> np.ndarray:
+    """The batch row, begin and end of each sequence (s 3)."""
+    b, length, _ = u.shape
+    if cu_seqlens is None:
+        return np.array([(i, 0, length) for i in range(b)], np.int64).reshape(b, 3)
+    bounds = cu_seqlens.numpy().astype(np.int64)
+    return np.stack([np.zeros_like(bounds[1:]), bounds[:-1], bounds[1:]], 1)
+
+
+def _inputs(
+    work: torch.dtype,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    delta_softplus: bool,
+    discretisation: str,
+) -> tuple[Any, ...]:
+    """The fields of `cpu_kernels.Inputs`."""
+    real = work.to_real()
+    return (
+        _array(u, real, 3),
+        _array(delta, real, 3),
+        _array(A, work, 2),
+        _array(B if B.dim() == 3 else B[None], work, 3),
+        _array(C if C.dim() == 3 else C[None], work, 3),
+        _array(D, real, 1),
+        _array(z, real, 3),
+        _array(delta_bias, real, 1),
+        _array(initial_state, work, 3),
+        B.dim() == 2,
+        C.dim() == 2,
+        delta_softplus,
+        discretisation == "zoh",
+    )
+
+
+def _array(tensor: Tensor | None, dtype: torch.dtype, rank: int) -> np.ndarray:
+    """The tensor, or a copy where its dtype is another or its last axis is not contiguous; None is an empty array."""
+    if tensor is None:
+        return torch.empty((0,) * rank, dtype=dtype).numpy()
+    tensor = tensor.detach().resolve_conj().resolve_neg().to(dtype)
+    return (tensor if tensor.stride(-1) == 1 else tensor.contiguous()).numpy()
+
+
+def _ordered_sum(parts: Tensor) -> Tensor:
+    """The sum over the first axis, neighbours' halves first, in an order that no number of threads changes."""
+    while len(parts) > 1:
+        half = (len(parts) + 1) // 2
+        parts[: len(parts) - half] += parts[half:]
+        parts = parts[:half]
+    return parts[0]
+
+
+def _as_gradient(grad: Tensor, tensor: Tensor | None) -> Tensor | None:
+    if tensor is None:
+        return None
+    grad = grad.real if grad.is_complex() and not tensor.is_complex() else grad
+    return grad.to(tensor.dtype).contiguous()
+
+
+def _run(kernel: Callable[..., None], work: torch.dtype, *arguments: Any) -> None:
+    """Call a kernel on as many threads as torch has."""
+    _start_threads()
+    compiled = _compiled(kernel, work)
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    try:
+        compiled(*arguments)
+    finally:
+        numba.set_num_threads(before)
+
+
+def _start_threads() -> None:
+    """Have Numba run its OpenMP threads; RuntimeError where it can't any more."""
+    global _started_in
+    if _started_in is None:
+        configured, numba.config.THREADING_LAYER = numba.config.THREADING_LAYER, "omp"
+        try:
+            numba.get_num_threads()
+        finally:
+            numba.config.THREADING_LAYER = configured
+        _started_in = os.getpid()
+    if _started_in != os.getpid():
+        raise RuntimeError(
+            "this process was forked after its parent ran CPU kernels, whose OpenMP threads do not survive a fork; "
+            "start workers with multiprocessing's 'spawn' method"
+        )
+    if numba.threading_layer() != "omp":
+        raise RuntimeError(
+            f"Numba already runs its threading layer {numba.threading_layer()!r} in this process, but the CPU kernels "
+            "need 'omp' (workqueue aborts when two threads call it); set NUMBA_THREADING_LAYER=omp"
+        )
+
+
+@functools.cache
+def _compiled(kernel: Callable[..., None], work: torch.dtype) -> Any:
+    """The kernel for states of one dtype; from the cache on disk, or compiled, which takes seconds."""
+    compiled = _dispatcher(kernel)
+    if not isinstance(compiled._cache, _Cache):
+        _say_compiling()
+    compiled.disable_compile(False)
+    compiled.compile(_signature(kernel, work))
+    compiled.disable_compile()
+    return compiled
+
+
+@functools.cache
+def _dispatcher(kernel: Callable[..., None]) -> Any:
+    dispatcher = numba.njit(parallel=True, nogil=True, error_model="numpy")(kernel)
+    try:
+        dispatcher._cache = _Cache(kernel)
+    except RuntimeError as error:  # no folder to write to: compile in each process
+        _log.info("%s", error)
+    return dispatcher
+
+
+def _signature(kernel: Callable[..., None], work: torch.dtype) -> tuple[types.Type, ...]:
+    dtypes = {"R": _numba_type(work.to_real()), "S": _numba_type(work), "I": types.int64}
+    plain = {"i": types.int64, "b": types.boolean}
+    # Layout "A" takes any strides, so that one signature does for all.
+    return tuple(plain.get(code) or types.Array(dtypes[code[0]], int(code[1]), "A") for code in _SIGNATURES[kernel].split())
+
+
+def _numba_type(dtype: torch.dtype) -> types.Type:
+    return numba.from_dtype(torch.empty(0, dtype=dtype).numpy().dtype)
+
+
+class _Cache(FunctionCache):
+    """Numba's cache on disk, which knows one source file, keyed by all of the kernels'; and it says when it misses."""
+
+    sources = hashlib.sha256(b"".join(Path(str(m.__file__)).read_bytes() for m in (cpu_kernels, cpu_tiles, lanes))).hexdigest()
+
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        return *super()._index_key(sig, codegen), self.sources
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        found = super().load_overload(sig, target_context)
+        if found is None:
+            _say_compiling()
+        return found
+
+
+def _say_compiling() -> None:
+    _log.warning("compiling a CPU kernel, once (about 10 s)")
