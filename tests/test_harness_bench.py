@@ -266,6 +266,14 @@ def test_the_floor_is_the_best_call_and_ours_the_median(monkeypatch):
     assert mine.setting["bytes"] == 2000.0
 
 
+def test_the_least_disturbed_floor_holds_for_the_whole_run(monkeypatch):
+    rates = iter([3e-9, 1e-9, 2e-9])
+    monkeypatch.setattr(bench_scan, "measure", lambda shape, *a: _measured(shape=shape, exp2_seconds=next(rates)))
+    shapes = (TINY, Shape(1, 128, 4096, 16), Shape(1, 1, 1, 1))
+    made = [r for r in run(Settings(shapes=shapes)) if r.model == OURS]
+    assert [r.setting["floor"] for r in made] == pytest.approx([1e-6 * shape.elements for shape in shapes])
+
+
 def test_the_bytes_that_must_move_are_counted_once_each():
     # u, delta, z, y of 6 and B, C of 3 elements a step; backward again u, delta, z, dy and three gradients; B, C twice.
     steps = TINY.b * TINY.l
