@@ -1,26 +1,28 @@
-"""The CPU backend: streaming Numba kernels for the scan, and torch for the convolution and a step's projections."""
+"""The scan of the CPU backend: prepares tensors for the Numba kernels, compiles these, and runs them on threads."""
 
 import functools
 import hashlib
 import logging
 import os
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numba import types
+from numba.core import config as _config
 from numba.core.caching import FunctionCache
-from numba.np.ufunc import omppool  # noqa: F401  where Numba's OpenMP layer can't be loaded, this says why
+from numba.np.ufunc.parallel import get_num_threads, set_num_threads, threading_layer
 from torch import Tensor
 
 from . import cpu_kernels, cpu_tiles, lanes
 
 TILE = 64  # channels that share one pass over B and C
 PARTS = 32  # partial sums of the backward pass, about; threads beyond that many would idle
+GRAIN = 2**16  # states worth waking a second thread for
 
 # The kernels' arguments: R real and S state arrays with their rank, I an integer array, i an integer, b a flag.
 _INPUTS = "R3 R3 S2 S3 S3 R1 R3 R1 S3 b b b b"
@@ -29,6 +31,7 @@ _SIGNATURES = {
     cpu_kernels.scan_backward: f"i I2 {_INPUTS} R3 S3 R3 R3 S3 S4 S4 R2 R3 R2 S3 i i",
 }
 
+config: Any = _config  # Numba sets its names at run time
 _log = logging.getLogger(__package__)
 _started_in: int | None = None  # the process in which the OpenMP threads run
 
@@ -52,7 +55,8 @@ def scan_forward(
     inputs = _inputs(work, u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, discretisation)
     y, final = torch.empty(u.shape, dtype=work.to_real()), torch.zeros(len(spans), *A.shape, dtype=work)
     groups = _groups(work, u.shape[2], len(spans))
-    _run(cpu_kernels.scan_forward, work, groups, spans, *inputs, y.numpy(), final.numpy())
+    count = u.numel() * A.shape[1]
+    _run(cpu_kernels.scan_forward, work, count, groups, spans, *inputs, y.numpy(), final.numpy())
     return y.to(u.dtype), final.to(A.dtype)
 
 
@@ -83,13 +87,11 @@ def scan_backward(
     state = functools.partial(torch.zeros, dtype=work)
     du, ddelta, dz = (torch.empty(u.shape, dtype=work.to_real()) for _ in range(3))
     dA, dD, ddelta_bias, dinitial = state(across, d, n), real(across, d), real(across, d), state(rows, d, n)
-    dB, dC = (state(1, across, d, n) if static.dim() == 2 else state(down, b, length, n) for static in (B, C))
+    dB, dC = (state(1, across, d, n) if matrix.dim() == 2 else state(down, b, length, n) for matrix in (B, C))
     grads = (du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial)
-    given = _array(dy, work.to_real(), 3), _array(dfinal_state, work, 3)
-    _run(
-        cpu_kernels.scan_backward, work, groups, spans, *inputs, *given, *(grad.numpy() for grad in grads), down, across
-    )
-    dB, dC = (dC.squeeze(0) if static.dim() == 2 else dC for static, dC in ((B, dB), (C, dC)))
+    arrays = _array(dy, work.to_real(), 3), _array(dfinal_state, work, 3), *(grad.numpy() for grad in grads)
+    _run(cpu_kernels.scan_backward, work, u.numel() * n, groups, spans, *inputs, *arrays, down, across)
+    dB, dC = (parts[0] if matrix.dim() == 2 else parts for matrix, parts in ((B, dB), (C, dC)))
     sums = (du, ddelta, *map(_ordered_sum, (dA, dB, dC, dD)), dz, _ordered_sum(ddelta_bias), dinitial)
     return tuple(map(_as_gradient, sums, (u, delta, A, B, C, D, z, delta_bias, initial_state)))
 
@@ -175,37 +177,40 @@ def _as_gradient(grad: Tensor, tensor: Tensor | None) -> Tensor | None:
     return grad.to(tensor.dtype).contiguous()
 
 
-def _run(kernel: Callable[..., None], work: torch.dtype, *arguments: Any) -> None:
-    """Call a kernel on as many threads as torch has."""
+def _run(kernel: Callable[..., None], work: torch.dtype, count: int, *arguments: Any) -> None:
+    """Call a kernel on as many threads as torch has, or on one where it has fewer than GRAIN states to compute."""
     _start_threads()
     compiled = _compiled(kernel, work)
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    before = get_num_threads()
+    set_num_threads(1 if count < GRAIN else min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))
     try:
         compiled(*arguments)
     finally:
-        numba.set_num_threads(before)
+        set_num_threads(before)
 
 
 def _start_threads() -> None:
-    """Have Numba run its OpenMP threads; RuntimeError where it can't any more."""
+    """Have Numba run its OpenMP threads; RuntimeError where it can't, or can't any more."""
     global _started_in
     if _started_in is None:
-        configured, numba.config.THREADING_LAYER = numba.config.THREADING_LAYER, "omp"
+        configured, config.THREADING_LAYER = config.THREADING_LAYER, "omp"
         try:
-            numba.get_num_threads()
+            import_module("numba.np.ufunc.omppool")
+            get_num_threads()
+        except ImportError as error:
+            raise RuntimeError(f"Numba's OpenMP threads can't run here: {error} (apt-get install libgomp1)") from error
         finally:
-            numba.config.THREADING_LAYER = configured
+            config.THREADING_LAYER = configured
         _started_in = os.getpid()
     if _started_in != os.getpid():
         raise RuntimeError(
             "this process was forked after its parent ran CPU kernels, whose OpenMP threads do not survive a fork; "
             "start workers with multiprocessing's 'spawn' method"
         )
-    if numba.threading_layer() != "omp":
+    if threading_layer() != "omp":
         raise RuntimeError(
-            f"Numba already runs its threading layer {numba.threading_layer()!r} in this process, but the CPU kernels "
-            "need 'omp' (workqueue aborts when two threads call it); set NUMBA_THREADING_LAYER=omp"
+            f"Numba already runs its threading layer {threading_layer()!r} in this process, but the CPU kernels need "
+            "'omp' (two threads that call workqueue abort the process); set NUMBA_THREADING_LAYER=omp"
         )
 
 
@@ -223,7 +228,7 @@ def _compiled(kernel: Callable[..., None], work: torch.dtype) -> Any:
 
 @functools.cache
 def _dispatcher(kernel: Callable[..., None]) -> Any:
-    dispatcher = numba.njit(parallel=True, nogil=True, error_model="numpy")(kernel)
+    dispatcher: Any = numba.njit(parallel=True, nogil=True, error_model="numpy")(kernel)
     try:
         dispatcher._cache = _Cache(kernel)
     except RuntimeError as error:  # no folder to write to: compile in each process
@@ -234,21 +239,27 @@ def _dispatcher(kernel: Callable[..., None]) -> Any:
 def _signature(kernel: Callable[..., None], work: torch.dtype) -> tuple[types.Type, ...]:
     dtypes = {"R": _numba_type(work.to_real()), "S": _numba_type(work), "I": types.int64}
     plain = {"i": types.int64, "b": types.boolean}
+    codes = _SIGNATURES[kernel].split()
     # Layout "A" takes any strides, so that one signature does for all.
-    return tuple(plain.get(code) or types.Array(dtypes[code[0]], int(code[1]), "A") for code in _SIGNATURES[kernel].split())
+    return tuple(plain.get(code) or types.Array(dtypes[code[0]], int(code[1]), "A") for code in codes)
 
 
 def _numba_type(dtype: torch.dtype) -> types.Type:
     return numba.from_dtype(torch.empty(0, dtype=dtype).numpy().dtype)
 
 
-class _Cache(FunctionCache):
-    """Numba's cache on disk, which knows one source file, keyed by all of the kernels'; and it says when it misses."""
+@functools.cache
+def _sources() -> str:
+    """A digest of all that a kernel is compiled from."""
+    files = (Path(str(module.__file__)) for module in (cpu_kernels, cpu_tiles, lanes))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
-    sources = hashlib.sha256(b"".join(Path(str(m.__file__)).read_bytes() for m in (cpu_kernels, cpu_tiles, lanes))).hexdigest()
+
+class _Cache(FunctionCache):
+    """Numba's cache on disk, which knows one source file a kernel, keyed by them all; and it says when it misses."""
 
     def _index_key(self, sig: Any, codegen: Any) -> Any:
-        return *super()._index_key(sig, codegen), self.sources
+        return *super()._index_key(sig, codegen), _sources()
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         found = super().load_overload(sig, target_context)

@@ -34,6 +34,8 @@ from .lanes import (
     width,
 )
 
+PLAIN = False, False, False  # selective B, selective C, Euler
+
 
 class Inputs(NamedTuple):
     """What both kernels get. What was not given is an empty array, and the last axis of each is contiguous."""
@@ -190,7 +192,7 @@ def _advance(x, tile, g, row, t0, count, ahead, state, stride, decays, y):
                 dot = dot + _update(k, step, step * u, a, b, c, B, C, state, t * stride, stride, decays, options)
         else:
             for k in range(n):
-                dot = dot + _update(k, step, step * u, a, b, c, B, C, state, t * stride, stride, decays, (False, False, False))
+                dot = dot + _update(k, step, step * u, a, b, c, B, C, state, t * stride, stride, decays, PLAIN)
         if y.size:
             write(y[row, t0 + t], channel, _gated(x, row, t0 + t, channel, _ungated(x, channel, u, dot)))
         else:

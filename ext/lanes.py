@@ -8,12 +8,14 @@ complex128 array it is one number, so that the same source serves the exact and 
 import cmath
 import math
 import operator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, lower_builtin, models, overload, register_jitable, register_model, type_callable
+from numba.extending import intrinsic as _intrinsic
+from numba.extending import lower_builtin, models, overload, register_jitable, register_model, type_callable
 
 WIDTH = 16  # float32 lanes: one 512-bit register, or two or four narrower ones
 
@@ -24,6 +26,10 @@ LN_2 = 0.6931471805599453
 ROUND = 1.5 * 2**23 + 127
 # e^r = 1 + r + r^2 / 2 + EXP_3 r^3 + ..., minimax over |r| <= ln 2 / 2 with these three fixed: within 4e-9.
 EXP_3, EXP_4, EXP_5, EXP_6 = 0.16666535, 0.04166724, 0.0083675096, 0.0013863759
+
+
+# Numba takes the first argument, its typing context, away: no type checker follows.
+intrinsic = cast(Callable[[Any], Callable[..., Any]], _intrinsic)
 
 
 class Lanes(types.Type):
@@ -267,25 +273,25 @@ def _lanes_softplus(x):
     return select_less(20.0, x, x, select_less(0.0, x, x, 0.0) + 2.0 * ratio * series)
 
 
-def exp(x):
+def exp(x) -> Any:
     """e^x; of lanes within 2 ulp, 0 below e^-88, infinity above e^88.3."""
 
 
 @overload(exp)
 def _(x):
     if x == lanes:
-        return lambda x: _lanes_exp(x)
-    return (lambda x: cmath.exp(x)) if isinstance(x, types.Complex) else (lambda x: math.exp(x))
+        return _lanes_exp
+    return (lambda x: cmath.exp(x)) if isinstance(x, types.Complex) else (lambda x: math.exp(x))  # noqa: PLW0108
 
 
-def softplus(x):
+def softplus(x) -> Any:
     """log(1 + e^x), and x itself above 20, as torch's."""
 
 
 @overload(softplus)
 def _(x):
     if x == lanes:
-        return lambda x: _lanes_softplus(x)
+        return _lanes_softplus
     return lambda x: x if x > 20.0 else math.log1p(math.exp(x))
 
 
@@ -301,7 +307,7 @@ def softplus_slope(x):
     return select_less(20.0, x, 1.0, sigmoid(x))
 
 
-def choose_near(x, near, far):
+def choose_near(x, near, far) -> Any:
     """`near` where |x| is so small that differences such as e^x - 1 have lost digits, else `far`."""
 
 
