@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -47,7 +48,7 @@ class Settings:
     peers: bool = False
     repeats: int | None = None
     memory_gib: float | None = None
-    call_seconds: float = 60.0
+    call_seconds: float = 20.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -99,20 +100,27 @@ def check(peer: Peer, inputs: Inputs, dy: Tensor, wanted: tuple[Tensor, tuple[Te
     return error
 
 
-def why_not(peer: Peer, inputs: Inputs, dy: Tensor, shape: Shape, settings: Settings, backward: bool) -> str | None:
-    """Why a peer is left out at a shape: not installed, too large, or too slow; None when it can run."""
+class LeftOut(Exception):
+    """Why a peer can't be timed here, in one line."""
+
+
+def why_not(peer: Peer, inputs: Inputs, dy: Tensor, shape: Shape, settings: Settings, backward: bool) -> None:
+    """Raise LeftOut for a peer that is not installed, too large or, by a short call, too slow for a shape."""
     if reason := peer.missing():
-        return reason
+        raise LeftOut(reason)
     needed = 4 * shape.elements * peer.copies[backward]
     if needed > settings.memory_limit:
         limit = settings.memory_limit / 2**30
-        return f"it would hold about {needed / 2**30:.1f} GiB, over the limit of {limit:.1f} GiB"
+        raise LeftOut(f"it would hold about {needed / 2**30:.1f} GiB, over the limit of {limit:.1f} GiB")
     length = min(SMALL, shape.l)
     small = Candidate.of(peer, inputs.first(length), dy[:, :length]).call(backward)
-    seconds = bench.seconds(small) * (shape.l / length) ** peer.growth[backward]
+    allow(bench.seconds(small) * (shape.l / length) ** peer.growth[backward], settings)
+
+
+def allow(seconds: float, settings: Settings) -> None:
+    """Raise LeftOut where one call takes, or is going to take, longer than the settings let it."""
     if seconds > settings.call_seconds:
-        return f"one call would take about {seconds:.0f} s, over the limit of {settings.call_seconds:g} s"
-    return None
+        raise LeftOut(f"one call would take about {seconds:.0f} s, over the limit of {settings.call_seconds:g} s")
 
 
 def run(settings: Settings, *, command: str = "", say: Callable[[str], None] = lambda line: None) -> list[Record]:
@@ -138,17 +146,20 @@ def measure(shape: Shape, settings: Settings, backward: bool) -> Measured:
     wanted = exact(inputs.first(length), dy[:, :length] if backward else None)
     errors, absent = {}, {}
     for peer in (ours(), *(PEERS if settings.peers else ())):
-        mine = peer.name == OURS
         try:
-            reason = None if mine else why_not(peer, inputs, dy, shape, settings, backward)
-            if reason is None:
-                errors[peer.name] = check(peer, inputs, dy, wanted, settings.dtype)
+            if peer.name != OURS:
+                why_not(peer, inputs, dy, shape, settings, backward)
+            started = time.perf_counter()
+            error = check(peer, inputs, dy, wanted, settings.dtype)
+            if peer.name != OURS:
+                allow(time.perf_counter() - started, settings)
+            errors[peer.name] = error
+        except LeftOut as reason:
+            absent[peer.name] = str(reason)
         except (RedCheck, RuntimeError) as error:
-            if mine:
+            if peer.name == OURS:
                 raise RedCheck(f"{shape}, {METRICS[backward]}: {error}; no speed is printed") from error
-            reason = f"it fails its check ({one_line(error)})"
-        if reason is not None:
-            absent[peer.name] = reason
+            absent[peer.name] = f"it fails its check ({one_line(error)})"
     peers = [peer for peer in (ours(), *PEERS) if peer.name in errors]
     calls = {peer.name: Candidate.of(peer, inputs, dy).call(backward) for peer in peers}
     exp2, count = floor.exp2_call(torch.get_num_threads())

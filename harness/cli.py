@@ -259,7 +259,7 @@ def bench() -> None:
 @click.option("--backward", is_flag=True, help="Also forward + backward.")
 @click.option("--peers", is_flag=True, help="Also every installed peer; the table says why one is left out.")
 @click.option("--repeats", type=int, help="Rounds of measurement; default: 3 or more, until the medians settle.")
-@click.option("--peer-seconds", default=60.0, show_default=True, help="Leave out a peer whose one call takes longer.")
+@click.option("--peer-seconds", default=20.0, show_default=True, help="Leave out a peer whose one call takes longer.")
 @click.option("--out", default="runs/bench-scan", show_default=True, metavar="DIR")
 def bench_scan(device: str, shape: tuple[str, ...], long_: bool, peer_seconds: float, out: str, **options: Any) -> None:
     """The selective scan: ours against float64, then ours, the peers and the floor in turn."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from mambalab.harness.bench_scan import (
     EXP2,
     METRICS,
     OURS,
+    LeftOut,
     Measured,
     Settings,
     check,
@@ -220,9 +222,19 @@ def test_a_quadratic_backward_is_foretold_from_a_short_call(monkeypatch):
     shape = Shape(1, 2, 10 * bench_scan.SMALL, 2)
     inputs, dy = draw(shape, torch.float32, 0)
     peer = _wrong("peer", 1.0, growth=(1, 2))
-    assert why_not(peer, inputs, dy, shape, Settings(call_seconds=10.0), False) is None
-    reason = why_not(peer, inputs, dy, shape, Settings(call_seconds=99.0), True)
-    assert reason == "one call would take about 100 s, over the limit of 99 s"
+    why_not(peer, inputs, dy, shape, Settings(call_seconds=10.0), False)
+    with pytest.raises(LeftOut, match="one call would take about 100 s, over the limit of 99 s"):
+        why_not(peer, inputs, dy, shape, Settings(call_seconds=99.0), True)
+
+
+def test_a_peer_whose_whole_call_is_slower_than_foretold_is_left_out(monkeypatch):
+    monkeypatch.setattr(bench_scan, "PEERS", (_wrong("peer", 1.0),))
+    monkeypatch.setattr(bench_scan.time, "perf_counter", itertools.count(step=30.0).__next__)
+    monkeypatch.setattr(bench, "seconds", lambda call: 1.0)
+    monkeypatch.setattr(bench, "interleave", lambda calls, *, repeats: {n: Times(seconds=(1.0,)) for n in calls})
+    found = measure(TINY, Settings(shapes=(TINY,), peers=True, call_seconds=20.0), backward=False)
+    assert found.absent == {"peer": "one call would take about 30 s, over the limit of 20 s"}
+    assert list(found.errors) == [OURS]
 
 
 def _measured(**changes):
