@@ -24,11 +24,12 @@ TILE = 64  # channels that share one pass over B and C
 PARTS = 32  # partial sums of the backward pass, about; threads beyond that many would idle
 GRAIN = 2**16  # states worth waking a second thread for
 
-# The kernels' arguments: R real and S state arrays with their rank, I an integer array, i an integer, b a flag.
+# The kernels' arguments: arrays of rank n, Rn real, Sn of states, Qn and Tn the same in double precision, In integer;
+# an integer i, a flag b.
 _INPUTS = "R3 R3 S2 S3 S3 R1 R3 R1 S3 b b b b"
 _SIGNATURES = {
     cpu_kernels.scan_forward: f"i I2 {_INPUTS} R3 S3",
-    cpu_kernels.scan_backward: f"i I2 {_INPUTS} R3 S3 R3 R3 S3 S4 S4 R2 R3 R2 S3 i i",
+    cpu_kernels.scan_backward: f"i I2 {_INPUTS} R3 S3 R3 R3 T3 S4 S4 Q2 R3 Q2 S3 i i",
 }
 
 config: Any = _config  # Numba sets its names at run time
@@ -78,22 +79,33 @@ def scan_backward(
 ) -> tuple[Tensor | None, ...]:
     """As `reference.scan_backward`; states are computed again, from one kept every CHUNK steps of the tile at hand."""
     work, spans = _working_dtype(A), _spans(u, cu_seqlens)
-    (b, length, d), n, rows = u.shape, A.shape[1], len(spans)
-    groups = _groups(work, d, rows)
-    across = max(1, min(rows, PARTS))
-    down = max(1, min(-(-d // (groups * _width(work))), PARTS // across))
+    groups = _groups(work, u.shape[2], len(spans))
+    across = max(1, min(len(spans), PARTS))
+    down = max(1, min(-(-u.shape[2] // (groups * _width(work))), PARTS // across))
     inputs = _inputs(work, u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, discretisation)
-    real = functools.partial(torch.zeros, dtype=work.to_real())
-    state = functools.partial(torch.zeros, dtype=work)
-    du, ddelta, dz = (torch.empty(u.shape, dtype=work.to_real()) for _ in range(3))
-    dA, dD, ddelta_bias, dinitial = state(across, d, n), real(across, d), real(across, d), state(rows, d, n)
-    dB, dC = (state(1, across, d, n) if matrix.dim() == 2 else state(down, b, length, n) for matrix in (B, C))
-    grads = (du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial)
-    arrays = _array(dy, work.to_real(), 3), _array(dfinal_state, work, 3), *(grad.numpy() for grad in grads)
-    _run(cpu_kernels.scan_backward, work, u.numel() * n, groups, spans, *inputs, *arrays, down, across)
+    sums = _gradient_sums(work, u, A, B, C, len(spans), down, across)
+    arrays = _array(dy, work.to_real(), 3), _array(dfinal_state, work, 3), *(part.numpy() for part in sums)
+    _run(cpu_kernels.scan_backward, work, u.numel() * A.shape[1], groups, spans, *inputs, *arrays, down, across)
+    du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = sums
     dB, dC = (parts[0] if matrix.dim() == 2 else parts for matrix, parts in ((B, dB), (C, dC)))
-    sums = (du, ddelta, *map(_ordered_sum, (dA, dB, dC, dD)), dz, _ordered_sum(ddelta_bias), dinitial)
-    return tuple(map(_as_gradient, sums, (u, delta, A, B, C, D, z, delta_bias, initial_state)))
+    grads = (du, ddelta, *map(_ordered_sum, (dA, dB, dC, dD)), dz, _ordered_sum(dbias), dinitial)
+    return tuple(map(_as_gradient, grads, (u, delta, A, B, C, D, z, delta_bias, initial_state)))
+
+
+def _gradient_sums(
+    work: torch.dtype, u: Tensor, A: Tensor, B: Tensor, C: Tensor, rows: int, down: int, across: int
+) -> tuple[Tensor, ...]:
+    """What the backward kernel fills and adds to, in the order of `cpu_kernels.Gradients`.
+
+    The sums over l of the channels' own parameters are taken in double precision.
+    """
+    (b, length, d), n = u.shape, A.shape[1]
+    du, ddelta, dz = (torch.empty(u.shape, dtype=work.to_real()) for _ in range(3))
+    dA = torch.zeros(across, d, n, dtype=torch.promote_types(work, torch.float64))
+    dD, dbias = (torch.zeros(across, d, dtype=torch.float64) for _ in range(2))
+    shapes = ((1, across, d, n) if matrix.dim() == 2 else (down, b, length, n) for matrix in (B, C))
+    dB, dC = (torch.zeros(shape, dtype=work) for shape in shapes)
+    return du, ddelta, dA, dB, dC, dD, dz, dbias, torch.zeros(rows, d, n, dtype=work)
 
 
 def _working_dtype(A: Tensor) -> torch.dtype:
@@ -237,7 +249,9 @@ def _dispatcher(kernel: Callable[..., None]) -> Any:
 
 
 def _signature(kernel: Callable[..., None], work: torch.dtype) -> tuple[types.Type, ...]:
-    dtypes = {"R": _numba_type(work.to_real()), "S": _numba_type(work), "I": types.int64}
+    precise = torch.promote_types(work, torch.float64)
+    named = {"R": work.to_real(), "S": work, "Q": torch.float64, "T": precise, "I": torch.int64}
+    dtypes = {code: _numba_type(dtype) for code, dtype in named.items()}
     plain = {"i": types.int64, "b": types.boolean}
     codes = _SIGNATURES[kernel].split()
     # Layout "A" takes any strides, so that one signature does for all.

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import prange
-from numba.extending import register_jitable
 
-from .cpu_tiles import CHUNK, add, aligned, copy, gather, inline, kernel, read, rows, scatter_add, write, zeros
+from .cpu_tiles import CHUNK, add, copy, drain, initial_columns, inline, kernel, read, scratch_for, tile_at, write
 from .lanes import (
     conjugate,
     exp,
@@ -69,27 +68,15 @@ class Gradients(NamedTuple):
     initial: Any
 
 
-class Tile(NamedTuple):
-    """A tile's scratch: columns of A, and of B and C where they are static; rows of u, Δ and C·h."""
-
-    c0: Any  # its first channel
-    a: Any
-    b: Any
-    c: Any
-    inputs: Any
-    steps: Any
-    outputs: Any
-
-
 def scan_forward(groups, spans, u, delta, A, B, C, D, z, delta_bias, initial, static_B, static_C, soft, zoh, y, final):
     """Fill y (b l d), add to final (s d n); row i of `spans` (s 3) is the batch row, begin and end of sequence i."""
     sequences, channels = len(spans), groups * width(u)
     for unit in prange(-(-u.shape[2] // channels) * sequences):
         x = Inputs(u, delta, A, B, C, D, z, delta_bias, initial, static_B, static_C, soft, zoh)
         i, c0 = unit % sequences, unit // sequences * channels
-        tile, state = _tile(x, c0, groups), _initial(x, i, c0, groups)
+        tile, state = tile_at(x, c0, groups), initial_columns(x, i, c0, groups)
         _walk(x, tile, spans[i], state, np.empty((0, 0, 0), state.dtype), y)
-        scatter_add(state, final[i], c0)
+        drain(state, final[i], c0)
 
 
 def scan_backward(
@@ -106,38 +93,36 @@ def scan_backward(
     for unit in prange(down * across):
         x = Inputs(u, delta, A, B, C, D, z, delta_bias, initial, static_B, static_C, soft, zoh)
         p, q = unit // across, unit % across
-        for tile in range(tiles * p // down, tiles * (p + 1) // down):
+        for c0 in range(tiles * p // down * channels, tiles * (p + 1) // down * channels, channels):
             for i in range(sequences * q // across, sequences * (q + 1) // across):
                 dx = Gradients(
                     du, ddelta, dA[q], dB[0, q] if static_B else dB[p, spans[i, 0]],
                     dC[0, q] if static_C else dC[p, spans[i, 0]], dD[q], dz, ddelta_bias[q], dinitial[i],
                 )  # fmt: skip
-                _backward_tile(x, _tile(x, tile * channels, groups), spans[i], i, dy, dfinal[i], dx)
+                tile, state = tile_at(x, c0, groups), initial_columns(x, i, c0, groups)
+                _there_and_back(x, tile, spans[i], state, scratch_for(x, tile, spans[i], dfinal[i]), dy, dx)
 
 
-@register_jitable
-def _backward_tile(x, tile, span, i, dy, dfinal, dx):
+@kernel
+def _there_and_back(x, tile, span, state, scratch, dy, dx):
     row, begin, end = span[0], span[1], span[2]
-    groups, stride = tile.a.shape
-    carry = gather(dfinal, tile.c0, groups, x.u)
-    sums = zeros(tile.a), zeros(tile.b), zeros(tile.c)
-    history, decays = aligned((CHUNK + 1) * stride, x.A), aligned(CHUNK * stride, x.A)
-    heads = np.empty((-(-(end - begin) // CHUNK), groups, stride), x.A.dtype)
-    _walk(x, tile, span, _initial(x, i, tile.c0, groups), heads, dy[:0])
-    for q in range(len(heads) - 1, -1, -1):
+    _walk(x, tile, span, state, scratch.heads, dy[:0])
+    for q in range(len(scratch.heads) - 1, -1, -1):
         t0 = begin + q * CHUNK
         count = min(CHUNK, end - t0)
         _prepare(x, tile, row, t0, count)
-        for g in range(groups):
-            copy(heads[q, g], history)
-            _advance(x, tile, g, row, t0, count, -CHUNK, history, stride, decays, dy[:0])
-            _retreat(x, tile, g, row, t0, count, history, decays, carry[g], sums, dy, dx)
-    scatter_add(carry, dx.initial, tile.c0)
-    scatter_add(sums[0], dx.A, tile.c0)
-    if x.static_B:
-        scatter_add(sums[1], dx.B, tile.c0)
-    if x.static_C:
-        scatter_add(sums[2], dx.C, tile.c0)
+        for g in range(len(tile.a)):
+            copy(scratch.heads[q, g], scratch.history)
+            stride = tile.a.shape[1]
+            _advance(x, tile, g, row, t0, count, -CHUNK, scratch.history, stride, scratch.decays, dy[:0])
+            _retreat(x, tile, g, row, t0, count, scratch, dy, dx)
+        # Sums over l are drained chunk by chunk, so that their rounding errors don't grow with l.
+        drain(scratch.da, dx.A, tile.c0)
+        if x.static_B:
+            drain(scratch.db, dx.B, tile.c0)
+        if x.static_C:
+            drain(scratch.dc, dx.C, tile.c0)
+    drain(scratch.carry, dx.initial, tile.c0)
 
 
 @kernel
@@ -248,14 +233,16 @@ def _gated(x, row, t, c, value):
 
 
 @kernel
-def _retreat(x, tile, g, row, t0, count, history, decays, carry, sums, dy, dx):
+def _retreat(x, tile, g, row, t0, count, scratch, dy, dx):
     """The gradients of `_advance` over the same chunk, from its last step to its first.
 
-    `carry` comes in as the gradient of the state after the chunk and goes out as that of the state before it.
+    `scratch.carry` comes in as the gradient of the state after the chunk and goes out as that of the state before it.
     """
     a, b, c, inputs, steps, outputs = tile.a[g], tile.b[g], tile.c[g], tile.inputs[g], tile.steps[g], tile.outputs[g]
-    da, db, dc = sums[0][g], sums[1][g], sums[2][g]
+    carry, da, db, dc = scratch.carry[g], scratch.da[g], scratch.db[g], scratch.dc[g]
+    history, decays = scratch.history, scratch.decays
     wide, channel, stride = width(x.u), tile.c0 + g * width(x.u), carry.size
+    dD, dbias = fill(inputs, 0.0), fill(inputs, 0.0)
     for t in range(count - 1, -1, -1):
         u, step = load(inputs, t * wide), load(steps, t * wide)
         if t0 >= CHUNK:
@@ -282,7 +269,12 @@ def _retreat(x, tile, g, row, t0, count, history, decays, carry, sums, dy, dx):
             store(da, j, load(da, j) + step * drate)
             _accumulate(x.static_B, db, j, dx.B, t0 + t, k, dB)
             _accumulate(x.static_C, dc, j, dx.C, t0 + t, k, conjugate(load(history, i + stride)) * ddot)
-        _retreat_inputs(x, row, t0 + t, channel, u, step, seed, du, dstep, dx)
+        dD = dD + u * seed
+        dbias = dbias + _retreat_inputs(x, row, t0 + t, channel, u, step, seed, du, dstep, dx)
+    if x.D.size:
+        add(dx.D, channel, dD, wide)
+    if x.delta_bias.size:
+        add(dx.delta_bias, channel, dbias, wide)
 
 
 @inline
@@ -308,31 +300,14 @@ def _retreat_gate(x, row, t, c, u, dot, dy, dx):
 
 @inline
 def _retreat_inputs(x, row, t, c, u, step, seed, dgain, dstep, dx):
-    """Write du and dΔ of one step, and add to those of D and the bias of Δ."""
+    """Write du and dΔ of one step; returns dΔ."""
     du = step * dgain
+    if x.D.size:
+        du = du + read(x.D, c) * seed
     if not x.zoh:
         dstep = dstep + u * dgain
     if x.soft:
         dstep = dstep * softplus_slope(_raw_step(x, row, t, c))
-    if x.delta_bias.size:
-        add(dx.delta_bias, c, dstep)
-    if x.D.size:
-        du = du + read(x.D, c) * seed
-        add(dx.D, c, u * seed)
     write(dx.u[row, t], c, du)
     write(dx.delta[row, t], c, dstep)
-
-
-@register_jitable
-def _tile(x, c0, groups):
-    b, c = (x.B[0] if x.static_B else x.B[0, :, :0]), (x.C[0] if x.static_C else x.C[0, :, :0])
-    return Tile(
-        c0, gather(x.A, c0, groups, x.u), gather(b, c0, groups, x.u), gather(c, c0, groups, x.u),
-        rows(x.u, groups), rows(x.u, groups), rows(x.u, groups),
-    )  # fmt: skip
-
-
-@register_jitable
-def _initial(x, i, c0, groups):
-    """The state before the first step, in columns."""
-    return gather(x.initial[i] if x.initial.size else x.A[:0], c0, groups, x.u)
+    return dstep

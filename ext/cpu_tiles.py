@@ -4,6 +4,8 @@ A tile is `groups` times `width` neighbouring channels. Its scratch is laid out 
 the channels of one step side by side, and columns (groups, n * width), with the channels of one state side by side.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numba.extending import register_jitable
 
@@ -14,6 +16,30 @@ CHUNK = 32  # steps taken at a time
 # Inside a loop over steps Numba's reference counts would cost more than the arithmetic, and so would calls.
 kernel = register_jitable(_nrt=False)
 inline = register_jitable(_nrt=False, forceinline=True)
+
+
+class Tile(NamedTuple):
+    """A tile's scratch: columns of A, and of B and C where they are static; rows of u, Δ and C·h."""
+
+    c0: Any  # its first channel
+    a: Any
+    b: Any
+    c: Any
+    inputs: Any
+    steps: Any
+    outputs: Any
+
+
+class Scratch(NamedTuple):
+    """What a tile needs on its way back."""
+
+    carry: Any  # columns: the gradient of the state
+    da: Any
+    db: Any
+    dc: Any
+    history: Any  # one group's states in a chunk, and the one before it
+    decays: Any
+    heads: Any  # the state before each chunk, (chunks, groups, n * width)
 
 
 @inline
@@ -38,9 +64,10 @@ def write(line, c, value):
 
 
 @inline
-def add(line, c, value):
-    """Add lanes to `line` from channel c on, as far as it has channels."""
-    write(line, c, read(line, c) + value)
+def add(line, c, value, wide):
+    """Add lanes to `line`, which may be more precise than they are, from channel c on, as far as it has channels."""
+    for j in range(min(wide, line.size - c)):
+        line[c + j] += lane(value, j)
 
 
 @register_jitable
@@ -56,15 +83,15 @@ def gather(matrix, c0, groups, like):
 
 
 @kernel
-def scatter_add(columns, matrix, c0):
-    """Add columns to the rows of `matrix` (d n) from channel c0 on."""
-    groups, count = columns.shape
-    wide = count // matrix.shape[1]
+def drain(columns, matrix, c0):
+    """Add columns to the rows of `matrix` (d n), which may be more precise, from channel c0 on, and clear them."""
+    (groups, count), wide = columns.shape, width(columns)
     for g in range(groups):
         for j in range(count):
             c = c0 + g * wide + j % wide
             if c < len(matrix):
                 matrix[c, j // wide] += columns[g, j]
+            columns[g, j] = 0
 
 
 @register_jitable
@@ -97,3 +124,30 @@ def aligned(count, like):
     raw = np.empty(count + spare, like.dtype)
     skip = (-raw.ctypes.data // like.itemsize) % spare
     return raw[skip : skip + count]
+
+
+@register_jitable
+def tile_at(x, c0, groups):
+    """The tile that begins at channel c0, its columns read from the inputs `x`."""
+    b, c = (x.B[0] if x.static_B else x.B[0, :, :0]), (x.C[0] if x.static_C else x.C[0, :, :0])
+    return Tile(
+        c0, gather(x.A, c0, groups, x.u), gather(b, c0, groups, x.u), gather(c, c0, groups, x.u),
+        rows(x.u, groups), rows(x.u, groups), rows(x.u, groups),
+    )  # fmt: skip
+
+
+@register_jitable
+def initial_columns(x, i, c0, groups):
+    """The state before the first step of sequence i."""
+    return gather(x.initial[i] if x.initial.size else x.A[:0], c0, groups, x.u)
+
+
+@register_jitable
+def scratch_for(x, tile, span, dfinal):
+    """What the tile needs to go along its sequence and back."""
+    groups, stride = tile.a.shape
+    return Scratch(
+        gather(dfinal, tile.c0, groups, x.u), zeros(tile.a), zeros(tile.b), zeros(tile.c),
+        aligned((CHUNK + 1) * stride, x.A), aligned(CHUNK * stride, x.A),
+        np.empty((-(-(span[2] - span[1]) // CHUNK), groups, stride), x.A.dtype),
+    )  # fmt: skip

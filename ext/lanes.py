@@ -319,12 +319,18 @@ def _(x, near, far):
 
 
 @register_jitable
+def _away_from_zero(x):
+    # A divisor for both branches of `choose_near`: Numba raises where a complex number is divided by zero.
+    return choose_near(x, x + 1.0, x)
+
+
+@register_jitable
 def phi(x):
     """φ(x) = expm1(x) / x with φ(0) = 1, the factor by which ZOH differs from Euler."""
     series = x * (1 / 9) + 1.0
     for k in range(8, 1, -1):
         series = series * x * (1 / k) + 1.0
-    return choose_near(x, series, (exp(x) - 1.0) / x)
+    return choose_near(x, series, (exp(x) - 1.0) / _away_from_zero(x))
 
 
 @register_jitable
@@ -333,4 +339,4 @@ def phi_slope(x):
     series = x * (10 / (9 * 11)) + 1.0
     for m in range(8, 0, -1):
         series = series * x * ((m + 1) / (m * (m + 2))) + 1.0
-    return choose_near(x, series * 0.5, (exp(x) - phi(x)) / x)
+    return choose_near(x, series * 0.5, (exp(x) - phi(x)) / _away_from_zero(x))
