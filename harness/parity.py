@@ -122,7 +122,7 @@ def run_parity(
         loaded = load_tasks((name,), Path(settings.data) if settings.data else None)
         task = _only_scored(name, loaded["tasks"])
         origin = run_provenance(one, lm, loaded, digests, command)
-        theirs = _stock(one, lm, loaded, out / "stock" / f"{task}.jsonl", origin)
+        theirs, versions = _stock(one, lm, loaded, out / "stock" / f"{task}.jsonl", origin)
         lm.scorer.carry = None
         found: list[tuple[str | None, Agreement]] = [(None, compare(task, score_documents(one, lm, loaded), theirs))]
         if control:
@@ -130,7 +130,7 @@ def run_parity(
             found.append((CONTROL, compare(task, score_documents(one, lm, loaded), theirs)))
         for dropped, agreement in found:
             report(describe(agreement, dropped))
-            records += _records(settings, agreement, dropped, origin)
+            records += _records(settings, agreement, dropped, origin | {"peer_versions": versions})
     return records
 
 
@@ -167,15 +167,20 @@ def _drop(state: Any) -> Any:
     return State(tuple(s * 0 for s in state.conv), tuple(s * 0 for s in state.scan))
 
 
-def _stock(settings: Settings, lm: Any, tasks: dict[str, Any], path: Path, origin: dict[str, Any]) -> list[Document]:
-    """The stock adapter's documents, from `path` when it holds those of the same checkpoint, data and settings."""
+def _stock(
+    settings: Settings, lm: Any, tasks: dict[str, Any], path: Path, origin: dict[str, Any]
+) -> tuple[list[Document], dict[str, str]]:
+    """The stock adapter's documents and the versions it ran with.
+
+    From `path` when it holds those of the same checkpoint, data and settings: the file may come from another machine
+    and other versions of the libraries, which the records then name.
+    """
     usual = Settings(model=settings.model)
     key = {
         "checkpoint": origin["checkpoint"]["digest"],
         "tokenizer": origin["tokenizer"],
         "data": origin["data"],
         "limit": settings.limit,
-        "versions": {name: origin["versions"][name] for name in ("lm_eval", "transformers", "torch")},
     }
     for name in ("num_fewshot", "seed", "max_length"):
         if getattr(settings, name) != getattr(usual, name):
@@ -184,12 +189,15 @@ def _stock(settings: Settings, lm: Any, tasks: dict[str, Any], path: Path, origi
         key["asked"] = origin["asked"]
     if path.is_file():
         (_, head), *rows = read_lines(path)
+        versions = head.pop("versions", {})
         if head == key:
-            return [_from_json(row) for _, row in rows]
+            return [_from_json(row) for _, row in rows], versions
+    versions = {name: origin["versions"][name] for name in ("lm_eval", "transformers", "torch")}
     documents = score_documents(settings, stock_adapter(lm), tasks)
-    lines = [json.dumps(key, sort_keys=True), *(json.dumps(vars(d), sort_keys=True) for d in documents)]
+    head = json.dumps(key | {"versions": versions}, sort_keys=True)
+    lines = [head, *(json.dumps(vars(d), sort_keys=True) for d in documents)]
     write_text(path, "\n".join(lines) + "\n")
-    return documents
+    return documents, versions
 
 
 def _from_json(row: dict[str, Any]) -> Document:
