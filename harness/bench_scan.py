@@ -215,15 +215,6 @@ class Measured:
         parts = [f"{mine:.3g} ms", f"{mine / self.floor_ms:.3g}x the floor", *ratios]
         return f"{self.shape} {METRICS[self.backward]}: {', '.join(parts)}"
 
-    def notes(self) -> list[str]:
-        """What the table says below itself of this measure."""
-        bytes_ms = 1e3 * self.times[BYTES].best
-        said = [
-            f"floor: {self.shape.elements:,} exp2 in registers at {1e9 * self.exp2_seconds:.3g} ns, measured in the "
-            f"same run; a copy of as many bytes as must be moved takes {bytes_ms:.3g} ms"
-        ]
-        return said + [f"{name} left out: {reason}" for name, reason in self.absent.items()]
-
     def records(self, settings: Settings, origin: dict[str, Any]) -> Iterator[Record]:
         for peer in self.peers:
             times, mine = self.times[peer.name], peer.name == OURS
@@ -235,7 +226,13 @@ class Measured:
                 "best": 1e3 * times.best,
                 "ns": 1e9 * times.median / self.shape.elements,
             }
-            floors = {"floor": self.floor_ms, "bytes": 1e3 * self.times[BYTES].best, "notes": self.notes()}
+            rate = f"{1e9 * self.exp2_seconds:.3g} ns at best in this run"
+            floors = {
+                "floor": self.floor_ms,
+                "floor_is": f"an exp2 in registers for each (b, l, d, n), {rate}",
+                "bytes_ms": 1e3 * self.times[BYTES].best,
+                "left_out": self.absent,
+            }
             yield Record(
                 experiment="bench-scan",
                 model=peer.name,

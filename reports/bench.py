@@ -68,19 +68,38 @@ def lines(records: Sequence[Record]) -> list[dict[str, Any]]:
 def notes(records: Sequence[Record], ours: str = OURS) -> list[str]:
     """How to read the table, and what the records' settings say of themselves.
 
-    timed   what a call of the implementation is; error: its relative error against float64, before it was timed
-    notes   sentences about one measure: its floor, a peer that was left out and why
+    timed      what a call of the implementation is; error: its relative error against float64, before it was timed
+    floor_is   what the floor counts; bytes_ms: how long a copy of as many bytes takes as must be moved
+    left_out   peer -> why it was not timed
     """
     made = [f"× a peer: how many times better {ours} is in the same run on the same machine (above 1 is better)."]
     if any(r.setting.get("floor") is not None for r in records):
         made.append(f"× floor: how far {ours} is from the physical limit of this machine (1 is the limit).")
-    timed = {r.model: r.setting["timed"] for r in records if r.setting.get("timed")}
-    made += [f"{model}: {what}." for model, what in timed.items()]
+    made += [f"Floor: {what}." for what in _distinct(records, "floor_is")]
+    copies = [f"{_place(r)} {markdown.significant(r.setting['bytes_ms'])} ms" for r in _with(records, "bytes_ms")]
+    if copies:
+        made.append(f"Moving the bytes alone, each once, as a copy does: {'; '.join(copies)}.")
+    made += [f"{r.model}: {r.setting['timed']}." for r in {r.model: r for r in _with(records, "timed")}.values()]
     errors = _largest_errors(records)
     if errors:
         said = ", ".join(f"{model} {error:.1e}" for model, error in errors.items())
         made.append(f"Checked before it was timed; largest relative error against float64: {said}.")
-    return made + [f"{r.task}, {r.metric}: {note}." for r in records for note in r.setting.get("notes", ())]
+    reasons = [
+        (peer, why, _place(r)) for r in _with(records, "left_out") for peer, why in r.setting["left_out"].items()
+    ]
+    return made + [f"{peer} left out at {place}: {why}." for peer, why, place in sorted(reasons)]
+
+
+def _with(records: Sequence[Record], name: str) -> list[Record]:
+    return [r for r in records if r.setting.get(name)]
+
+
+def _distinct(records: Sequence[Record], name: str) -> list[str]:
+    return list(dict.fromkeys(r.setting[name] for r in _with(records, name)))
+
+
+def _place(r: Record) -> str:
+    return f"{r.task} {r.metric.rsplit(' ', 1)[0]}"
 
 
 def _largest_errors(records: Sequence[Record]) -> dict[str, float]:
