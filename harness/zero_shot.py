@@ -112,10 +112,10 @@ def find_model(settings: Settings) -> tuple[Path, bool]:
     from ..models import checkpoint
     from .lm import resolve_device, resolve_dtype
 
-    device = resolve_device(settings.device)
-    resolve_dtype(settings.dtype, device, settings.parity)
+    resolve_dtype(settings.dtype, "cpu", settings.parity)
     directory = checkpoint.find(settings.model, revision=settings.revision, offline=settings.offline)
     is_mamba = checkpoint.layout(directory) != "transformers"
+    device = resolve_device(settings.device, scans=is_mamba)
     if settings.backend is not None and not is_mamba:
         raise ValueError(
             f"{settings.model} is no Mamba: it runs in transformers, where --backend {settings.backend} means nothing"
@@ -130,7 +130,7 @@ def open_model(settings: Settings) -> Any:
     from .lm import MambaLM, resolve_device, resolve_dtype
 
     directory, is_mamba = find_model(settings)
-    device = resolve_device(settings.device)
+    device = resolve_device(settings.device, scans=is_mamba)
     shared: dict[str, Any] = {
         "tokenizer": settings.tokenizer,
         "device": device,

@@ -1,0 +1,43 @@
+"""Where the adapter runs when nobody says where."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mambalab.ext import backends
+from mambalab.harness.lm import resolve_device
+
+
+@pytest.fixture
+def a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+
+def test_without_a_gpu_the_default_is_the_cpu():
+    assert resolve_device(None) == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_a_gpu_that_no_backend_can_use_is_left_alone_and_that_is_said(monkeypatch, caplog):
+    def refuse(device, name=None):
+        raise ValueError(f"no backend can run on {device}")
+
+    monkeypatch.setattr(backends, "pick", refuse)
+    assert resolve_device(None) == "cpu"
+    assert "no backend can run on cuda" in caplog.text
+    assert resolve_device(None, scans=False) == "cuda"
+    assert resolve_device("cuda") == "cuda"
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_a_gpu_with_a_backend_is_the_default(monkeypatch):
+    monkeypatch.setattr(backends, "pick", lambda device, name=None: backends.BACKENDS[0])
+    assert resolve_device(None) == "cuda"
+
+
+@pytest.mark.usefixtures("a_gpu")
+@pytest.mark.parametrize("device", ["cuda:1", "tpu", "cuda:x", ""])
+def test_a_device_that_is_not_there_is_refused_by_name(device):
+    with pytest.raises(ValueError, match=repr(device)):
+        resolve_device(device)
