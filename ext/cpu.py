@@ -3,9 +3,7 @@
 import functools
 import hashlib
 import logging
-import os
-from collections.abc import Callable
-from importlib import import_module
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +11,26 @@ import numba
 import numpy as np
 import torch
 from numba import types
-from numba.core import config as _config
 from numba.core.caching import FunctionCache
-from numba.np.ufunc.parallel import get_num_threads, set_num_threads, threading_layer
 from torch import Tensor
 
 from . import cpu_kernels, cpu_tiles, lanes
+from .cpu_threads import share_out
 
 TILE = 64  # channels that share one pass over B and C
-PARTS = 32  # partial sums of the backward pass, about; threads beyond that many would idle
-GRAIN = 2**16  # states worth waking a second thread for
+PARTS = 32  # partial sums of the backward pass, about, and so threads that have something to do
+GRAIN = 2**18  # states worth handing to another thread
 
 # The kernels' arguments: arrays of rank n, Rn real, Sn of states, Qn and Tn the same in double precision, In integer;
 # an integer i, a flag b.
 _INPUTS = "R3 R3 S2 S3 S3 R1 R3 R1 S3 b b b b"
 _SIGNATURES = {
-    cpu_kernels.scan_forward: f"i I2 {_INPUTS} R3 S3",
-    cpu_kernels.scan_backward: f"i I2 {_INPUTS} R3 S3 R3 R3 T3 S4 S4 Q2 R3 Q2 S3 i i",
+    cpu_kernels.scan_forward: f"i i i I2 {_INPUTS} R3 S3",
+    cpu_kernels.scan_backward: f"i i i I2 {_INPUTS} R3 S3 R3 R3 T3 S4 S4 Q2 R3 Q2 S3 i i",
 }
 
-config: Any = _config  # Numba sets its names at run time
 _log = logging.getLogger(__package__)
-_started_in: int | None = None  # the process in which the OpenMP threads run
+_compiling = threading.Lock()
 
 
 def scan_forward(
@@ -56,8 +52,9 @@ def scan_forward(
     inputs = _inputs(work, u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, discretisation)
     y, final = torch.empty(u.shape, dtype=work.to_real()), torch.zeros(len(spans), *A.shape, dtype=work)
     groups = _groups(work, u.shape[2], len(spans))
-    count = u.numel() * A.shape[1]
-    _run(cpu_kernels.scan_forward, work, count, groups, spans, *inputs, y.numpy(), final.numpy())
+    units = -(-u.shape[2] // (groups * _width(work))) * len(spans)
+    states = u.numel() * A.shape[1]
+    _run(cpu_kernels.scan_forward, work, units, states, groups, spans, *inputs, y.numpy(), final.numpy())
     return y.to(u.dtype), final.to(A.dtype)
 
 
@@ -85,7 +82,8 @@ def scan_backward(
     inputs = _inputs(work, u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, discretisation)
     sums = _gradient_sums(work, u, A, B, C, len(spans), down, across)
     arrays = _array(dy, work.to_real(), 3), _array(dfinal_state, work, 3), *(part.numpy() for part in sums)
-    _run(cpu_kernels.scan_backward, work, u.numel() * A.shape[1], groups, spans, *inputs, *arrays, down, across)
+    states = u.numel() * A.shape[1]
+    _run(cpu_kernels.scan_backward, work, down * across, states, groups, spans, *inputs, *arrays, down, across)
     du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = sums
     dB, dC = (parts[0] if matrix.dim() == 2 else parts for matrix, parts in ((B, dB), (C, dC)))
     grads = (du, ddelta, *map(_ordered_sum, (dA, dB, dC, dD)), dz, _ordered_sum(dbias), dinitial)
@@ -189,66 +187,33 @@ def _as_gradient(grad: Tensor, tensor: Tensor | None) -> Tensor | None:
     return grad.to(tensor.dtype).contiguous()
 
 
-def _run(kernel: Callable[..., None], work: torch.dtype, count: int, *arguments: Any) -> None:
-    """Call a kernel on as many threads as torch has, or on one where it has fewer than GRAIN states to compute."""
-    _start_threads()
-    compiled = _compiled(kernel, work)
-    before = get_num_threads()
-    set_num_threads(1 if count < GRAIN else min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))
-    try:
-        compiled(*arguments)
-    finally:
-        set_num_threads(before)
-
-
-def _start_threads() -> None:
-    """Have Numba run its OpenMP threads; RuntimeError where it can't, or can't any more."""
-    global _started_in
-    if _started_in is None:
-        configured, config.THREADING_LAYER = config.THREADING_LAYER, "omp"
-        try:
-            import_module("numba.np.ufunc.omppool")
-            get_num_threads()
-        except ImportError as error:
-            raise RuntimeError(f"Numba's OpenMP threads can't run here: {error} (apt-get install libgomp1)") from error
-        finally:
-            config.THREADING_LAYER = configured
-        _started_in = os.getpid()
-    if _started_in != os.getpid():
-        raise RuntimeError(
-            "this process was forked after its parent ran CPU kernels, whose OpenMP threads do not survive a fork; "
-            "start workers with multiprocessing's 'spawn' method"
-        )
-    if threading_layer() != "omp":
-        raise RuntimeError(
-            f"Numba already runs its threading layer {threading_layer()!r} in this process, but the CPU kernels need "
-            "'omp' (two threads that call workqueue abort the process); set NUMBA_THREADING_LAYER=omp"
-        )
+def _run(kernel: Any, work: torch.dtype, units: int, states: int, *arguments: Any) -> None:
+    """Have threads share out the units of a kernel's work, GRAIN states a share at least."""
+    _compile(kernel, work)
+    shares = max(1, min(states // GRAIN, 4 * torch.get_num_threads()))
+    share_out(lambda first, last: kernel(first, last, *arguments), units, shares)
 
 
 @functools.cache
-def _compiled(kernel: Callable[..., None], work: torch.dtype) -> Any:
-    """The kernel for states of one dtype; from the cache on disk, or compiled, which takes seconds."""
-    compiled = _dispatcher(kernel)
-    if not isinstance(compiled._cache, _Cache):
+def _compile(kernel: Any, work: torch.dtype) -> None:
+    """Make a kernel ready for states of one dtype: from the cache on disk, or by compiling it, which takes seconds."""
+    with _compiling:
+        if not isinstance(kernel._cache, _Cache):
+            _keep_on_disk(kernel)
+        kernel.disable_compile(False)
+        kernel.compile(_signature(kernel, work))
+        kernel.disable_compile()
+
+
+def _keep_on_disk(kernel: Any) -> None:
+    try:
+        kernel._cache = _Cache(kernel.py_func)
+    except RuntimeError as error:  # there is no folder to write to
         _say_compiling()
-    compiled.disable_compile(False)
-    compiled.compile(_signature(kernel, work))
-    compiled.disable_compile()
-    return compiled
-
-
-@functools.cache
-def _dispatcher(kernel: Callable[..., None]) -> Any:
-    dispatcher: Any = numba.njit(parallel=True, nogil=True, error_model="numpy")(kernel)
-    try:
-        dispatcher._cache = _Cache(kernel)
-    except RuntimeError as error:  # no folder to write to: compile in each process
         _log.info("%s", error)
-    return dispatcher
 
 
-def _signature(kernel: Callable[..., None], work: torch.dtype) -> tuple[types.Type, ...]:
+def _signature(kernel: Any, work: torch.dtype) -> tuple[types.Type, ...]:
     precise = torch.promote_types(work, torch.float64)
     named = {"R": work.to_real(), "S": work, "Q": torch.float64, "T": precise, "I": torch.int64}
     dtypes = {code: _numba_type(dtype) for code, dtype in named.items()}

@@ -12,7 +12,7 @@ Sums over tiles and over sequences are left to the caller as partial sums, in an
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
+from numba import njit
 
 from .cpu_tiles import CHUNK, add, copy, drain, initial_columns, inline, kernel, read, scratch_for, tile_at, write
 from .lanes import (
@@ -68,10 +68,16 @@ class Gradients(NamedTuple):
     initial: Any
 
 
-def scan_forward(groups, spans, u, delta, A, B, C, D, z, delta_bias, initial, static_B, static_C, soft, zoh, y, final):
-    """Fill y (b l d), add to final (s d n); row i of `spans` (s 3) is the batch row, begin and end of sequence i."""
+@njit(nogil=True, error_model="numpy")
+def scan_forward(
+    first, last, groups, spans, u, delta, A, B, C, D, z, delta_bias, initial, static_B, static_C, soft, zoh, y, final
+):
+    """Fill y (b l d), add to final (s d n), for the tiles of sequences that are counted `first` to `last`.
+
+    Row i of `spans` (s 3) is the batch row, begin and end of sequence i; all tiles times s are to be done in the end.
+    """
     sequences, channels = len(spans), groups * width(u)
-    for unit in prange(-(-u.shape[2] // channels) * sequences):
+    for unit in range(first, last):
         x = Inputs(u, delta, A, B, C, D, z, delta_bias, initial, static_B, static_C, soft, zoh)
         i, c0 = unit % sequences, unit // sequences * channels
         tile, state = tile_at(x, c0, groups), initial_columns(x, i, c0, groups)
@@ -79,18 +85,19 @@ def scan_forward(groups, spans, u, delta, A, B, C, D, z, delta_bias, initial, st
         drain(state, final[i], c0)
 
 
+@njit(nogil=True, error_model="numpy")
 def scan_backward(
-    groups, spans, u, delta, A, B, C, D, z, delta_bias, initial, static_B, static_C, soft, zoh, dy, dfinal,
+    first, last, groups, spans, u, delta, A, B, C, D, z, delta_bias, initial, static_B, static_C, soft, zoh, dy, dfinal,
     du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial, down, across,
 ):  # fmt: skip
-    """Fill du, ddelta, dz (b l d), and add the other gradients to zeros.
+    """Fill du, ddelta, dz (b l d), and add to the other gradients, for the parts counted `first` to `last`.
 
     The tiles are dealt in order to `down` parts, and the sequences to `across` parts, and each part sums for itself:
     dA (across d n), dD and ddelta_bias (across d), dB and dC (down b l n) when selective, (1 across d n) when static.
     """
     channels = groups * width(u)
     tiles, sequences = -(-u.shape[2] // channels), len(spans)
-    for unit in prange(down * across):
+    for unit in range(first, last):
         x = Inputs(u, delta, A, B, C, D, z, delta_bias, initial, static_B, static_C, soft, zoh)
         p, q = unit // across, unit % across
         for c0 in range(tiles * p // down * channels, tiles * (p + 1) // down * channels, channels):

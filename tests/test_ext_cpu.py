@@ -5,6 +5,8 @@ import os
 import platform
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from ext_cases import expected_scan, in_double, scan_case, scan_with, threads
 
 pytest.importorskip("numba", reason="the CPU kernels are compiled by Numba")
-from mambalab.ext import cpu, cpu_kernels, lanes
+from mambalab.ext import cpu, cpu_kernels, cpu_threads, lanes
 from numba import njit
 
 scan = scan_with("cpu")
@@ -118,7 +120,11 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+# More than one share of work.
+LARGE: dict[str, Any] = {"b": 1, "length": 1000, "d": 130, "n": 16}
+
+
+@pytest.mark.parametrize("shape", [*SHAPES.values(), LARGE], ids=[*SHAPES.keys(), "large"])
 def test_the_number_of_threads_and_the_run_change_no_bit(shape):
     case, results = scan_case(**shape), []
     for count in (1, 2, 2):
@@ -184,10 +190,10 @@ def test_zoh_keeps_its_digits_where_a_hardly_decays(A, complex_names):
         assert (in_double(tensor) - expected[name]).norm() <= 1e-12 * expected[name].norm(), name
 
 
-def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
     """A program of its own, for what can happen once in a process."""
     # A tree that is not installed is found through the path of this process.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.run(
         [sys.executable, "-c", inspect.cleandoc(code)], check=False, capture_output=True, text=True, env=environment
     )
@@ -214,25 +220,19 @@ def test_memory_does_not_grow_with_length_times_state():
 
 
 def test_no_call_compiles_more_than_six_signatures():
-    for options in (
-        {},
-        {"dtype": torch.float64},
-        {"complex_names": ("A",)},
-        {"selective": ""},
-        {"without": ("D", "z")},
-    ):
-        scan_case(**options).run(scan)
-    kernels = [cpu._dispatcher(kernel) for kernel in (cpu_kernels.scan_forward, cpu_kernels.scan_backward)]
+    for shape in SHAPES.values():
+        scan_case(**shape).run(scan)
+    kernels: Any = cpu_kernels.scan_forward, cpu_kernels.scan_backward
     assert sum(len(kernel.signatures) for kernel in kernels) <= 6
     assert not any(kernel._can_compile for kernel in kernels)
 
 
 def test_the_cache_is_keyed_by_all_sources(monkeypatch):
-    key = cpu._dispatcher(cpu_kernels.scan_forward)._cache._index_key
-    codegen = cpu._dispatcher(cpu_kernels.scan_forward).targetctx.codegen()
-    before = key((), codegen)
+    kernel: Any = cpu_kernels.scan_forward
+    cache, codegen = cpu._Cache(kernel.py_func), kernel.targetctx.codegen()
+    before = cache._index_key((), codegen)
     monkeypatch.setattr(cpu, "_sources", lambda: "another digest")
-    assert key((), codegen) != before
+    assert cache._index_key((), codegen) != before
 
 
 def test_kernels_compile_without_a_cache_where_no_folder_can_be_written(monkeypatch, caplog):
@@ -240,78 +240,78 @@ def test_kernels_compile_without_a_cache_where_no_folder_can_be_written(monkeypa
         raise RuntimeError("cannot cache: no locator available")
 
     monkeypatch.setattr(cpu, "_Cache", refuse)
+    kernel: Any = njit(cpu_kernels.scan_forward.py_func)
     with caplog.at_level("INFO", "mambalab.ext"):
-        dispatcher = cpu._dispatcher.__wrapped__(cpu_kernels.scan_forward)
-    assert dispatcher._cache.cache_path is None
-    assert "cannot cache" in caplog.text
+        cpu._keep_on_disk(kernel)
+    assert kernel._cache.cache_path is None
+    assert ["compiling" in text or "cannot cache" in text for text in caplog.messages] == [True, True]
 
 
 def test_a_miss_of_the_cache_says_that_it_compiles(monkeypatch, caplog):
     monkeypatch.setattr(cpu, "_sources", lambda: "another digest")
-    kernel = cpu._dispatcher(cpu_kernels.scan_forward)
-    signature = cpu._signature(cpu_kernels.scan_forward, torch.float32)
-    assert kernel._cache.load_overload(signature, kernel.targetctx) is None
+    kernel = cpu_kernels.scan_forward
+    signature = cpu._signature(kernel, torch.float32)
+    assert cpu._Cache(kernel.py_func).load_overload(signature, kernel.targetctx) is None
     assert "compiling a CPU kernel" in caplog.text
+
+
+def test_work_is_shared_out_once_and_on_several_threads():
+    seen, meet = [], threading.Barrier(2, timeout=60)
+
+    def work(first, last):
+        seen.append((first, last, threading.get_ident()))
+        meet.wait()
+
+    with threads(2):
+        cpu_threads.share_out(work, 5, 2)
+    assert sorted(share[:2] for share in seen) == [(0, 2), (2, 5)]
+    assert len({share[2] for share in seen}) == 2
+
+
+def test_what_a_share_raises_comes_back():
+    def work(first, last):
+        if first == 3:
+            raise MemoryError(f"{first} {last}")
+
+    with threads(2), pytest.raises(MemoryError, match="3 4"):
+        cpu_threads.share_out(work, 4, 4)
+
+
+def test_threads_of_python_stand_in_where_openmp_is_missing(monkeypatch):
+    case = scan_case(**LARGE)
+    expected = scan(**case.tensors, **case.options)
+    monkeypatch.setattr(cpu_threads, "_openmp", lambda: None)
+    with threads(2):
+        assert all(map(torch.equal, scan(**case.tensors, **case.options), expected))
+
+
+def test_several_threads_may_scan_at_once():
+    case = scan_case(**LARGE)
+    expected = scan(**case.tensors, **case.options)
+    with ThreadPoolExecutor(3) as pool:
+        for results in pool.map(lambda _: scan(**case.tensors, **case.options), range(6)):
+            assert all(map(torch.equal, results, expected))
 
 
 def test_a_forked_child_gets_one_line_and_the_cure():
     done = run_python("""
         import os, torch
         from mambalab.ext import cpu
-        x = torch.ones(1, 2, 3)
-        given = x, x, -torch.ones(3, 1), torch.ones(3, 1), torch.ones(3, 1), *[None] * 5, False, "euler"
-        cpu.scan_forward(*given)
+        torch.set_num_threads(2)
+        x = torch.ones(1, 2048, 64)
+        given = x, x, -torch.ones(64, 16), torch.ones(64, 16), torch.ones(64, 16), *[None] * 5, False, "euler"
+        y, _ = cpu.scan_forward(*given)
         child = os.fork()
         if child == 0:
             try:
                 cpu.scan_forward(*given)
             except RuntimeError as error:
                 print(error, flush=True)
-                os._exit(7)
-            os._exit(0)
+            torch.set_num_threads(1)
+            os._exit(7 if torch.equal(cpu.scan_forward(*given)[0], y) else 1)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         """)
     message, status = done.stdout.splitlines()
     assert "forked" in message
     assert "'spawn'" in message
     assert status == "7"
-
-
-def test_another_threading_layer_of_numba_is_refused_with_the_reason():
-    done = run_python(
-        """
-        import numba, torch
-        numba.set_num_threads(1)
-        from mambalab.ext import cpu
-        x = torch.ones(1, 2, 3)
-        try:
-            cpu.scan_forward(x, x, -torch.ones(3, 1), torch.ones(3, 1), torch.ones(3, 1), *[None] * 5, False, "euler")
-        except RuntimeError as error:
-            print(error)
-        """,
-        NUMBA_THREADING_LAYER="workqueue",
-    )
-    (line,) = done.stdout.splitlines()
-    assert "'workqueue'" in line
-    assert "NUMBA_THREADING_LAYER=omp" in line
-
-
-def test_the_layer_is_openmp_whatever_numba_would_choose():
-    done = run_python(
-        """
-        import numba, torch
-        from mambalab.ext import cpu
-        x = torch.ones(1, 2, 3)
-        cpu.scan_forward(x, x, -torch.ones(3, 1), torch.ones(3, 1), torch.ones(3, 1), *[None] * 5, False, "euler")
-        print(numba.threading_layer(), numba.config.THREADING_LAYER)
-        """,
-        NUMBA_THREADING_LAYER="workqueue",
-    )
-    assert done.stdout.split() == ["omp", "workqueue"]
-
-
-def test_a_missing_openmp_library_is_one_line_with_the_cure(monkeypatch):
-    monkeypatch.setattr(cpu, "_started_in", None)
-    monkeypatch.setitem(sys.modules, "numba.np.ufunc.omppool", None)
-    with pytest.raises(RuntimeError, match=r"OpenMP threads can't run here: .*libgomp1"):
-        scan_case(b=1, length=1, d=1, n=1, without=("initial_state",)).run(scan)
