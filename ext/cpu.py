@@ -248,4 +248,4 @@ class _Cache(FunctionCache):
 
 
 def _say_compiling() -> None:
-    _log.warning("compiling a CPU kernel, once (about 10 s)")
+    _log.warning("compiling a CPU kernel, once (about 5 s)")

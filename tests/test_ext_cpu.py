@@ -194,9 +194,8 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
     """A program of its own, for what can happen once in a process."""
     # A tree that is not installed is found through the path of this process.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return subprocess.run(
-        [sys.executable, "-c", inspect.cleandoc(code)], check=False, capture_output=True, text=True, env=environment
-    )
+    command = [sys.executable, "-c", inspect.cleandoc(code)]
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=600)
 
 
 def test_memory_does_not_grow_with_length_times_state():
