@@ -6,52 +6,18 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
 from .errors import one_line
+from .options import TEXT, eval_options, split_names
 
-Option = Callable[[Any], Any]
 Layout = Literal["mamba_ssm", "hf"]
 # What a converted checkpoint takes along.
 BESIDE_WEIGHTS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "NOTE.txt")
-
-
-def _eval_options(command: Any) -> Any:
-    options: list[Option] = [
-        click.option(
-            "--tasks",
-            help="Comma-separated lm-eval task names or YAML paths; default: the six of the paper's Table 3.",
-        ),
-        click.option(
-            "--num-fewshot", type=int, help="Examples in the prompt; default: the task's own (0 for the six)."
-        ),
-        click.option(
-            "--data", metavar="DIR", help="Read data sets offline from DIR, laid out like the hub (see fetch)."
-        ),
-        click.option("--limit", type=int, help="Only the first N documents of each task."),
-        click.option("--dtype", default="auto", show_default=True, help="auto, float32, float16 or bfloat16."),
-        click.option("--device", help="cpu, cuda or cuda:N; default: cuda where there is one."),
-        click.option("--backend", help="A backend of the scan by name (see doctor); never falls back."),
-        click.option("--parity", help="fp16: round as the official evaluation script does."),
-        click.option("--revision", help="Revision of the checkpoint on the hub."),
-        click.option(
-            "--tokenizer",
-            metavar="PATH",
-            help="A tokenizer.json, a directory or a hub id; default: the checkpoint's, else GPT-NeoX-20B.",
-        ),
-        click.option("--max-length", default=2048, show_default=True, help="Longer requests lose their left end."),
-        click.option("--batch-tokens", default=2048, show_default=True, help="Input tokens of one forward pass."),
-        click.option("--offline", is_flag=True, help="Never ask the hub; only its cache and local directories."),
-        click.option("--seed", default=1234, show_default=True, help="For few-shot examples and sampling."),
-        click.option("--out", default="runs", show_default=True, metavar="DIR", help="Where run directories go."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 def _print_version(context: click.Context, _: click.Parameter, asked: bool) -> None:
@@ -69,17 +35,19 @@ def cli() -> None:
 
 
 @cli.command("eval")
-@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
-@_eval_options
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...", type=TEXT)
+@eval_options
 def eval_command(models: tuple[str, ...], tasks: str | None, out: str, **options: Any) -> None:
     """Evaluate MODELs (a directory, a hub id, or a name of `mambalab models`) and print the table."""
     _go_offline(hub=options["offline"], data=options["offline"] or options["data"] is not None)
+    from .tokenizer import load_tokenizer
     from .zero_shot import TASKS, Settings, evaluate, find_model
 
-    chosen = [Settings(model=model, tasks=_names(tasks) or TASKS, **options) for model in models]
+    chosen = [Settings(model=model, tasks=split_names(tasks) or TASKS, **options) for model in models]
     # All before the first, whose evaluation may take hours.
-    for settings in chosen:
-        find_model(settings)
+    folders = [find_model(settings)[0] for settings in chosen]
+    for settings, folder in zip(chosen[1:], folders[1:], strict=True):
+        load_tokenizer(settings.tokenizer, folder, offline=settings.offline)
     runs = [evaluate(settings, Path(out), command=_command_line()) for settings in chosen]
     _print_report(runs, None, ())
     for run in runs:
@@ -97,7 +65,10 @@ def eval_command(models: tuple[str, ...], tasks: str | None, out: str, **options
 )
 @click.option("--out", metavar="DIR", help="Also write report.md, report.csv and paired.csv there.")
 def report(runs: tuple[str, ...], pair: tuple[tuple[str, str], ...], out: str | None) -> None:
-    """The zero-shot table of RUNs (our run directories or lm-eval's result files) beside the published numbers."""
+    """The zero-shot table of RUNs beside the published numbers.
+
+    A RUN is a run directory of ours, a result file or folder of lm-eval's, or a folder above such.
+    """
     _print_report([Path(run) for run in runs], out, pair)
 
 
@@ -128,7 +99,7 @@ def fetch(directory: str, tasks: str | None) -> None:
     """Fill DIRECTORY with the six tasks' data sets from the hub, and write its SHA-256 manifest."""
     from .data import fetch as fetch_data
 
-    for line in fetch_data(Path(directory), _names(tasks)):
+    for line in fetch_data(Path(directory), split_names(tasks)):
         click.echo(line)
 
 
@@ -157,7 +128,7 @@ def demo(out: str) -> None:
 
 @cli.command()
 @click.argument("checkpoint")
-@_eval_options
+@eval_options
 @click.option("--control", is_flag=True, help="Also score with the carried state dropped: that must disagree.")
 def parity(checkpoint: str, tasks: str | None, out: str, control: bool, **options: Any) -> None:
     """Hold our scores of a Mamba CHECKPOINT against lm-eval's `hf` adapter on transformers, request by request."""
@@ -166,7 +137,7 @@ def parity(checkpoint: str, tasks: str | None, out: str, control: bool, **option
     from .parity import CONTROL, run_parity
     from .zero_shot import TASKS, Settings
 
-    settings = Settings(model=checkpoint, tasks=_names(tasks) or TASKS, **options)
+    settings = Settings(model=checkpoint, tasks=split_names(tasks) or TASKS, **options)
     records = run_parity(settings, Path(out), control=control, command=_command_line(), report=click.echo)
     record.write(Path(out) / "records.jsonl", records)
     failed = {r.setting["control"] for r in records if r.metric in ("outside", "differing documents") and r.value}
@@ -299,16 +270,6 @@ def bench_zero_shot(checkpoint: str, tasks: str, peers: bool, repeats: int, out:
     click.echo(bench.write(Path(out), f"Zero-shot evaluation on the {options['device'].upper()}", records))
 
 
-def _names(tasks: str | None) -> tuple[str, ...] | None:
-    """The names in an option's comma-separated list, None where it was not given."""
-    if tasks is None:
-        return None
-    names = tuple(name.strip() for name in tasks.split(",") if name.strip())
-    if not names:
-        raise ValueError(f"no task is named in --tasks {tasks!r}")
-    return names
-
-
 def _go_offline(*, hub: bool, data: bool) -> None:
     """Forbid the network to checkpoints or data sets, before transformers and datasets look (once, at import)."""
     for variable, wanted in (("HF_HUB_OFFLINE", hub), ("HF_DATASETS_OFFLINE", data)):
@@ -328,7 +289,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     logging.getLogger("mambalab").setLevel(logging.INFO)
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    for name in ("lm_eval", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         cli.main(args=given or ["--help"], prog_name="mambalab", standalone_mode=False)

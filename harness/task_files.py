@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -57,7 +58,7 @@ def _manager(six_only: bool) -> Any:
 
 def _check_known(name: str, known: Sequence[str]) -> None:
     if name not in known:
-        near = get_close_matches(name, [*TASKS, *known], n=3)
+        near = get_close_matches(name.lower(), [*TASKS, *known], n=3)
         raise ValueError(f"unknown task {name!r}" + (f"; nearest: {', '.join(dict.fromkeys(near))}" if near else ""))
 
 
@@ -149,11 +150,16 @@ def _reading_from(data: Path | None) -> Iterator[None]:
 def task_digest(task: Any, *, limit: int | None, num_fewshot: int | None) -> str:
     """SHA-256 of what a task asks: its settings and its documents (the first `limit`; few-shot ones where used)."""
     settings = {key: value for key, value in task.dump_config().items() if key not in PLACES}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=_by_content).encode())
     examples = task.fewshot_docs() if num_fewshot or task.config.num_fewshot else ()
     for document in (*islice(task.eval_docs, limit), *examples):
         digest.update(json.dumps(document, sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def _by_content(value: Any) -> str:
+    """A function by its source, as lm-eval's own dump has those that are not nested: its name would hold an address."""
+    return inspect.getsource(value) if inspect.isfunction(value) else str(value)
 
 
 def check_examples(task: Any, wanted: int) -> None:

@@ -81,6 +81,10 @@ def load_causal_lm(directory: Path, dtype: torch.dtype) -> Any:
     except Exception as error:
         raise ValueError(f"transformers can't load {directory}: {one_line(error, lines=3)}") from error
     model, found = loaded
+    names = model.config.architectures or [type(model).__name__]
+    # transformers makes a causal LM of a masked one, whose scores would mean nothing.
+    if not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
+        raise ValueError(f"{directory} holds a {', '.join(names)}, which is no causal language model")
     unknown = [key for key in found["unexpected_keys"] if not key.endswith(OBSOLETE)]
     for what, keys in (
         ("missing", found["missing_keys"]),

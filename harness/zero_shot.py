@@ -62,6 +62,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
+            if value is not None and value >= 2**63:
+                raise ValueError(f"{name} must be less than 2^63, not {value}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must be from 0 to 2^64 - 1, not {self.seed}")
 
@@ -107,7 +109,7 @@ def check_data(settings: Settings) -> dict[str, str]:
 
 
 def find_model(settings: Settings) -> tuple[Path, bool]:
-    """The folder of the checkpoint (downloaded if need be) and whether it is a Mamba; the model's settings checked."""
+    """The folder of the checkpoint (downloaded if need be) and whether it is a Mamba; its settings checked."""
     from ..ext import backends
     from ..models import checkpoint
     from .lm import resolve_device, resolve_dtype

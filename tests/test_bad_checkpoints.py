@@ -173,6 +173,12 @@ CHECKPOINTS = {
         "",
         "contains custom code",
     ),
+    "neox: labelled a masked model": (
+        "neox",
+        _config(architectures=["BertForMaskedLM"]),
+        "",
+        "BertForMaskedLM, which is no causal language model",
+    ),
     "neox: heads that do not divide": ("neox", _config(num_attention_heads=7), "", "transformers can't load"),
 }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +238,17 @@ def test_parity_refuses_a_task_that_generates(places, tasks, tmp_path):
     line = refused(mambalab("parity", places["mamba"], *arguments))
     assert "generation.yaml can't be compared" in line
     assert "own_generation (generate_until)" in line
+
+
+def test_what_a_stock_task_asks_has_one_digest_in_every_process():
+    # Hash seeds and addresses differ between processes; a finished run would never be found again.
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom mambalab.harness.demo import MINIATURE\n"
+        "from mambalab.harness.task_files import TASKS, load_tasks, task_digest\n"
+        "tasks = load_tasks(TASKS, MINIATURE)['tasks']\n"
+        "print('DIGESTS', *(task_digest(task, limit=3, num_fewshot=None) for task in tasks.values()))\n"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)]
+    first, second = (run.stdout.splitlines()[-1] for run in runs)
+    assert first == second
+    assert len(set(first.split())) == 7
