@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ..ext.cpu_threads import share_out
+
 WIDTH = 16  # float32 of one vector: a 512-bit register, or two or four narrower ones
 CHAINS = 12  # independent vectors of one thread: enough to hide each instruction's latency
 EXPONENTIALS = 2**25  # of one call, roughly: a millisecond, so that starting the threads does not count
@@ -18,25 +20,24 @@ POLYNOMIAL = (1.0000001, -0.6931472, 0.24022107, -0.05550357, 0.009676031, -0.00
 ROUND = 1.5 * 2**23
 
 
-def exp2_call(threads: int) -> tuple[Callable[[], Any], int]:
+def exp2_call(threads: int) -> tuple[Callable[[], list[float]], int]:
     """A call that evaluates 2^-x in registers on every thread, touching no memory, and how often one call does.
 
     Every vector is fed back to itself, so it goes to the x that is 2^-x, 0.6411857; the call gives the threads' means.
     An evaluation is ten vector instructions: three to split off the integer, five fused multiply-adds, two to scale.
     """
-    import numba
-
-    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[reportAttributeAccessIssue]
     run = _compiled()
     rounds = EXPONENTIALS // (threads * CHAINS * WIDTH)
 
-    def call() -> Any:
-        before = numba.get_num_threads()
-        numba.set_num_threads(min(threads, most))
-        try:
-            return run(threads, rounds)
-        finally:
-            numba.set_num_threads(before)
+    def call() -> list[float]:
+        means = [0.0] * threads
+
+        def work(first: int, last: int) -> None:
+            for thread in range(first, last):
+                means[thread] = run(rounds)
+
+        share_out(work, threads, threads)
+        return means
 
     return call, rounds * threads * CHAINS * WIDTH
 
@@ -50,21 +51,17 @@ def bytes_call(count: int) -> Callable[[], object]:
 
 @cache
 def _compiled() -> Any:
-    import numpy as np
-    from numba import njit, prange, types
+    from numba import njit, types
     from numba.extending import intrinsic
 
     @intrinsic
     def iterate(typing: Any, rounds: Any) -> Any:
         return types.float32(types.intp), lambda context, builder, signature, arguments: _iterate(builder, *arguments)
 
-    def run(threads, rounds):
-        means = np.empty(threads, np.float32)
-        for thread in prange(threads):  # type: ignore[not-iterable]
-            means[thread] = iterate(rounds) / (CHAINS * WIDTH)  # type: ignore[reportCallIssue]
-        return means
+    def run(rounds):
+        return iterate(rounds) / (CHAINS * WIDTH)  # type: ignore[reportCallIssue]
 
-    return njit(parallel=True)(run)
+    return njit(nogil=True)(run)
 
 
 def _iterate(builder: Any, rounds: Any) -> Any:

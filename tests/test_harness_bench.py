@@ -300,9 +300,9 @@ def test_the_bytes_that_must_move_are_counted_once_each():
 def test_the_floor_computes_powers_of_two():
     call, evaluations = floor.exp2_call(2)
     means = call()
-    assert means.shape == (2,)
+    assert len(means) == 2
     # The fixed point of x = 2^-x.
-    assert all(abs(float(mean) - 0.6411857) < 1e-6 for mean in means)
+    assert all(abs(mean - 0.6411857) < 1e-6 for mean in means)
     assert abs(evaluations / floor.EXPONENTIALS - 1) < 0.01
 
 
