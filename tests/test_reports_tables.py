@@ -315,12 +315,12 @@ def test_a_speed_measured_twice_or_in_no_unit_is_refused():
 
 def test_speeds_and_other_experiments_are_reported_from_one_file(tmp_path):
     found = {"outside": 0, "ties": 3}
-    counts = [some_record(experiment="parity", metric=m, value=v, stderr=None) for m, v in found.items()]
+    counts = [some_record(experiment="memory", metric=m, value=v, stderr=None) for m, v in found.items()]
     record.write(tmp_path / "records.jsonl", [*_speeds(), *counts])
     made = report([tmp_path])
     assert [line for line in made.markdown.splitlines() if line.startswith("## ")] == [
         "## Speed: scan",
-        "## Parity",
+        "## Memory",
         "## What ran",
     ]
     (row,) = plain_table(counts).to_dict("records")
