@@ -1,4 +1,4 @@
-"""What every benchmark shares: interleaved timing, the refusal of a red check, records and table written together."""
+"""What every benchmark shares: who is let in, interleaved timing, the refusal of a red check, records and table."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 
 from ..reports.record import Record, to_lines
 from ..reports.tables import report
+from .errors import one_line
 from .store import write_text
 
+OURS = "mambalab"
 Call = Callable[[], object]
 
 ROUNDS = (3, 20)  # at least, at most
@@ -23,6 +25,46 @@ CALLS = 10  # of one candidate in a round, at most
 
 class RedCheck(ValueError):
     """A result is wrong, so its speed means nothing and is not printed."""
+
+
+class LeftOut(Exception):
+    """Why a peer can't be timed here, in one line."""
+
+
+def allow(seconds: float, limit: float) -> None:
+    """Raise LeftOut where one call takes, or is going to take, more than `limit` seconds."""
+    if seconds > limit:
+        raise LeftOut(f"one call would take about {seconds:.0f} s, over the limit of {limit:g} s")
+
+
+def admit(
+    checks: Mapping[str, Callable[[], float]],
+    *,
+    limits: Mapping[str, Callable[[], None]],
+    call_seconds: float,
+    place: str,
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Who is right and quick enough to be timed, with its error; and why each other is left out.
+
+    A peer's `limits` may raise LeftOut before its check, which makes one whole call; a check raises RedCheck, and
+    that of ours at `place` ends everything.
+    """
+    errors, absent = {}, {}
+    for name, check in checks.items():
+        try:
+            limits.get(name, lambda: None)()
+            started = time.perf_counter()
+            error = check()
+            if name != OURS:
+                allow(time.perf_counter() - started, call_seconds)
+            errors[name] = error
+        except LeftOut as reason:
+            absent[name] = str(reason)
+        except (RedCheck, RuntimeError) as error:
+            if name == OURS:
+                raise RedCheck(f"{place}: {error}; no speed is printed") from error
+            absent[name] = f"it fails its check ({one_line(error)})"
+    return errors, absent
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,12 +21,12 @@ Scan = Callable[..., Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """One other implementation of the selective scan.
+    """One other implementation of what is timed: here the scan, in bench_model_peers a whole model.
 
     timed           what a call computes, for the reader of the table
     distribution    what has to be installed, or None
-    load            the scan itself: takes the tensors of bench_scan.Inputs in their order; raises ImportError where it
-                    is not to be had
+    load            the scan itself, which takes the tensors of bench_inputs.Inputs in their order (of a model, what
+                    builds it from ours); raises ImportError where it is not to be had
     channel_first   u, delta, z and y are (b d l), B and C (b n l): made so before the clock starts, as in its project
     copies          whole (b l d n) float32 tensors alive at once in a forward pass, and in forward + backward
     growth          its time grows with l to these powers, forward and with the backward pass
@@ -35,7 +35,7 @@ class Peer:
     name: str
     timed: str
     distribution: str | None
-    load: Callable[[], Scan]
+    load: Callable[[], Callable[..., Any]]
     channel_first: bool = False
     copies: tuple[int, int] = (0, 0)
     growth: tuple[int, int] = (1, 1)

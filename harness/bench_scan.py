@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,13 +13,11 @@ from torch import Tensor
 from ..ext import backends, selective_scan
 from ..reports.record import Record
 from . import bench, floor
-from .bench import RedCheck, Times
+from .bench import OURS, LeftOut, RedCheck, Times, allow
 from .bench_inputs import Inputs, Shape, draw, exact, relative_error, window
 from .bench_peers import PEERS, Candidate, Peer
-from .errors import one_line
 from .provenance import machine, provenance
 
-OURS = "mambalab"
 EXP2, BYTES = "exp2 in registers", "a copy of as many bytes"
 METRICS = ("forward ms", "forward+backward ms")
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -100,10 +98,6 @@ def check(peer: Peer, inputs: Inputs, dy: Tensor, wanted: tuple[Tensor, tuple[Te
     return error
 
 
-class LeftOut(Exception):
-    """Why a peer can't be timed here, in one line."""
-
-
 def why_not(peer: Peer, inputs: Inputs, dy: Tensor, shape: Shape, settings: Settings, backward: bool) -> None:
     """Raise LeftOut for a peer that is not installed, too large or, by a short call, too slow for a shape."""
     if reason := peer.missing():
@@ -114,13 +108,7 @@ def why_not(peer: Peer, inputs: Inputs, dy: Tensor, shape: Shape, settings: Sett
         raise LeftOut(f"it would hold about {needed / 2**30:.1f} GiB, over the limit of {limit:.1f} GiB")
     length = min(SMALL, shape.l)
     small = Candidate.of(peer, inputs.first(length), dy[:, :length]).call(backward)
-    allow(bench.seconds(small) * (shape.l / length) ** peer.growth[backward], settings)
-
-
-def allow(seconds: float, settings: Settings) -> None:
-    """Raise LeftOut where one call takes, or is going to take, longer than the settings let it."""
-    if seconds > settings.call_seconds:
-        raise LeftOut(f"one call would take about {seconds:.0f} s, over the limit of {settings.call_seconds:g} s")
+    allow(bench.seconds(small) * (shape.l / length) ** peer.growth[backward], settings.call_seconds)
 
 
 def run(settings: Settings, *, command: str = "", say: Callable[[str], None] = lambda line: None) -> list[Record]:
@@ -144,23 +132,14 @@ def measure(shape: Shape, settings: Settings, backward: bool) -> Measured:
     inputs, dy = draw(shape, DTYPES[settings.dtype], settings.seed)
     length = min(shape.l, CHECKED)
     wanted = exact(inputs.first(length), dy[:, :length] if backward else None)
-    errors, absent = {}, {}
-    for peer in (ours(), *(PEERS if settings.peers else ())):
-        try:
-            if peer.name != OURS:
-                why_not(peer, inputs, dy, shape, settings, backward)
-            started = time.perf_counter()
-            error = check(peer, inputs, dy, wanted, settings.dtype)
-            if peer.name != OURS:
-                allow(time.perf_counter() - started, settings)
-            errors[peer.name] = error
-        except LeftOut as reason:
-            absent[peer.name] = str(reason)
-        except (RedCheck, RuntimeError) as error:
-            if peer.name == OURS:
-                raise RedCheck(f"{shape}, {METRICS[backward]}: {error}; no speed is printed") from error
-            absent[peer.name] = f"it fails its check ({one_line(error)})"
-    peers = [peer for peer in (ours(), *PEERS) if peer.name in errors]
+    rows = (ours(), *(PEERS if settings.peers else ()))
+    errors, absent = bench.admit(
+        {row.name: partial(check, row, inputs, dy, wanted, settings.dtype) for row in rows},
+        limits={row.name: partial(why_not, row, inputs, dy, shape, settings, backward) for row in rows[1:]},
+        call_seconds=settings.call_seconds,
+        place=f"{shape}, {METRICS[backward]}",
+    )
+    peers = [row for row in rows if row.name in errors]
     calls = {peer.name: Candidate.of(peer, inputs, dy).call(backward) for peer in peers}
     exp2, count = floor.exp2_call(torch.get_num_threads())
     size = moved(shape, inputs.u.element_size(), backward)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import Any, Literal
 
 import click
 
+from .bench_cli import bench
 from .errors import one_line
+from .invocation import command_line, go_offline
 from .options import TEXT, eval_options, split_names
 
 Layout = Literal["mamba_ssm", "hf"]
@@ -34,12 +35,15 @@ def cli() -> None:
     """Evaluate Mamba checkpoints zero-shot beside Pythia, on any machine, and get tables made from records."""
 
 
+cli.add_command(bench)
+
+
 @cli.command("eval")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...", type=TEXT)
 @eval_options
 def eval_command(models: tuple[str, ...], tasks: str | None, out: str, **options: Any) -> None:
     """Evaluate MODELs (a directory, a hub id, or a name of `mambalab models`) and print the table."""
-    _go_offline(hub=options["offline"], data=options["offline"] or options["data"] is not None)
+    go_offline(hub=options["offline"], data=options["offline"] or options["data"] is not None)
     from .tokenizer import load_tokenizer
     from .zero_shot import TASKS, Settings, evaluate, find_model
 
@@ -48,7 +52,7 @@ def eval_command(models: tuple[str, ...], tasks: str | None, out: str, **options
     folders = [find_model(settings)[0] for settings in chosen]
     for settings, folder in zip(chosen[1:], folders[1:], strict=True):
         load_tokenizer(settings.tokenizer, folder, offline=settings.offline)
-    runs = [evaluate(settings, Path(out), command=_command_line()) for settings in chosen]
+    runs = [evaluate(settings, Path(out), command=command_line()) for settings in chosen]
     _print_report(runs, None, ())
     for run in runs:
         click.echo(f"records: {run}", err=True)
@@ -119,10 +123,10 @@ def doctor(hub: bool) -> None:
 @click.option("--out", default="runs/demo", show_default=True, metavar="DIR", help="Where everything goes.")
 def demo(out: str) -> None:
     """The main job in miniature, offline: two small random checkpoints, six small tasks, one report."""
-    _go_offline(hub=True, data=True)
+    go_offline(hub=True, data=True)
     from .demo import run_demo
 
-    click.echo(run_demo(Path(out), _command_line()))
+    click.echo(run_demo(Path(out), command_line()))
     click.echo(f"written to {out}/report.md and {out}/report.csv", err=True)
 
 
@@ -132,13 +136,13 @@ def demo(out: str) -> None:
 @click.option("--control", is_flag=True, help="Also score with the carried state dropped: that must disagree.")
 def parity(checkpoint: str, tasks: str | None, out: str, control: bool, **options: Any) -> None:
     """Hold our scores of a Mamba CHECKPOINT against lm-eval's `hf` adapter on transformers, request by request."""
-    _go_offline(hub=options["offline"], data=options["offline"] or options["data"] is not None)
+    go_offline(hub=options["offline"], data=options["offline"] or options["data"] is not None)
     from ..reports import record
     from .parity import CONTROL, run_parity
     from .zero_shot import TASKS, Settings
 
     settings = Settings(model=checkpoint, tasks=split_names(tasks) or TASKS, **options)
-    records = run_parity(settings, Path(out), control=control, command=_command_line(), report=click.echo)
+    records = run_parity(settings, Path(out), control=control, command=command_line(), report=click.echo)
     record.write(Path(out) / "records.jsonl", records)
     failed = {r.setting["control"] for r in records if r.metric in ("outside", "differing documents") and r.value}
     if control and CONTROL not in failed:
@@ -168,14 +172,14 @@ def lm_eval(arguments: tuple[str, ...]) -> None:
 def convert(source: str, destination: str, layout: Layout) -> None:
     """Rewrite a Mamba checkpoint (recognised by content) in the chosen layout, in float32."""
     from ..models import checkpoint
-    from .store import check_new_folder, write_text
+    from .store import folder, write_text
 
-    check_new_folder(destination)
-    folder = checkpoint.find(source)
-    checkpoint.save(checkpoint.load(folder), destination, layout=layout)
-    for name in BESIDE_WEIGHTS:
-        if (folder / name).is_file():
-            write_text(Path(destination) / name, (folder / name).read_text(encoding="utf-8"))
+    with folder(destination, new=True):
+        found = checkpoint.find(source)
+        checkpoint.save(checkpoint.load(found), destination, layout=layout)
+        for name in BESIDE_WEIGHTS:
+            if (found / name).is_file():
+                write_text(Path(destination) / name, (found / name).read_text(encoding="utf-8"))
     click.echo(f"wrote {destination} in the {layout} layout")
 
 
@@ -193,7 +197,7 @@ def init(destination: str, like: str | None, seed: int, layout: Layout, **shape:
 
     from ..models import Mamba, checkpoint
     from ..models.registry import MambaConfig, spec
-    from .store import check_new_folder, write_text
+    from .store import folder, write_text
 
     given = {name: value for name, value in shape.items() if value is not None}
     if like is None and not {"d_model", "n_layer"} <= given.keys():
@@ -202,84 +206,14 @@ def init(destination: str, like: str | None, seed: int, layout: Layout, **shape:
     if not isinstance(config, MambaConfig):
         raise ValueError(f"{like} is no Mamba")
     config = replace(config, **given)
-    check_new_folder(destination)
-    try:
-        model = Mamba(config, seed=seed)
-    except RuntimeError as error:
-        raise ValueError(f"no memory for {config.n_parameters:,} parameters: {one_line(error)}") from error
-    checkpoint.save(model, destination, layout=layout)
-    write_text(Path(destination) / "NOTE.txt", f"random weights, drawn from seed {seed} and never trained\n")
+    with folder(destination, new=True):
+        try:
+            model = Mamba(config, seed=seed)
+        except RuntimeError as error:
+            raise ValueError(f"no memory for {config.n_parameters:,} parameters: {one_line(error)}") from error
+        checkpoint.save(model, destination, layout=layout)
+        write_text(Path(destination) / "NOTE.txt", f"random weights, drawn from seed {seed} and never trained\n")
     click.echo(f"wrote {destination}: {config.n_parameters:,} parameters")
-
-
-@cli.group()
-def bench() -> None:
-    """Speed beside the peers: correctness first, then all in one run, with records and a table."""
-
-
-@bench.command("scan")
-@click.option("--device", type=click.Choice(["cpu"]), default="cpu", show_default=True)
-@click.option(
-    "--shape",
-    multiple=True,
-    metavar="B,D,L,N",
-    help="May be repeated; default: 1,128,4096,16, 1,128,65536,16 and 8,1536,2048,16.",
-)
-@click.option("--long", "long_", is_flag=True, help="Also 1,128,1048576,16.")
-@click.option("--dtype", default="float32", show_default=True, help="float32, float64, bfloat16 or float16.")
-@click.option("--backward", is_flag=True, help="Also forward + backward.")
-@click.option("--peers", is_flag=True, help="Also every installed peer; the table says why one is left out.")
-@click.option("--repeats", type=int, help="Rounds of measurement; default: 3 or more, until the medians settle.")
-@click.option("--peer-seconds", default=20.0, show_default=True, help="Leave out a peer whose one call takes longer.")
-@click.option("--out", default="runs/bench-scan", show_default=True, metavar="DIR")
-def bench_scan(device: str, shape: tuple[str, ...], long_: bool, peer_seconds: float, out: str, **options: Any) -> None:
-    """The selective scan: ours against float64, then ours, the peers and the floor in turn."""
-    from . import bench, bench_scan
-    from .store import check_folder
-
-    shapes = tuple(bench_scan.Shape.parse(text) for text in shape) or bench_scan.SHAPES
-    settings = bench_scan.Settings(shapes=shapes + (bench_scan.LONG,) * long_, call_seconds=peer_seconds, **options)
-    check_folder(out)
-    records = bench_scan.run(settings, command=_command_line(), say=lambda line: click.echo(line, err=True))
-    click.echo(bench.write(Path(out), f"The selective scan on the {device.upper()}", records))
-
-
-@bench.command("zero-shot")
-@click.option("--device", type=click.Choice(["cpu"]), default="cpu", show_default=True)
-@click.option("--checkpoint", default="", help="A Mamba checkpoint; default: a fresh one, 4 layers, d_model 256.")
-@click.option("--tasks", default="", help="Comma-separated names among the six; default: all.")
-@click.option("--limit", type=int, help="Only the first N documents of each task.")
-@click.option("--data", metavar="DIR", help="Read data sets offline from DIR, laid out like the hub.")
-@click.option("--tokenizer", metavar="PATH", help="A tokenizer.json, a directory or a hub id.")
-@click.option("--peers", is_flag=True, help="Also time lm-eval's own hf adapter on transformers.")
-@click.option("--repeats", default=2, show_default=True, help="Runs of each side, at least 2.")
-@click.option("--out", default="runs/bench-zero-shot", show_default=True, metavar="DIR")
-def bench_zero_shot(checkpoint: str, tasks: str, peers: bool, repeats: int, out: str, **options: Any) -> None:
-    """Zero-shot evaluation: our adapter beside lm-eval's own, on the same weights and documents."""
-    _go_offline(hub=False, data=options["data"] is not None)
-    from . import bench, bench_zero_shot
-    from .store import check_folder
-    from .zero_shot import TASKS, Settings
-
-    names = tuple(t.strip() for t in tasks.split(",") if t.strip()) or TASKS
-    settings = Settings(model=checkpoint, tasks=names, **options)
-    check_folder(out)
-    records = bench_zero_shot.run(
-        settings, peers=peers, repeats=repeats, command=_command_line(), say=lambda line: click.echo(line, err=True)
-    )
-    click.echo(bench.write(Path(out), f"Zero-shot evaluation on the {options['device'].upper()}", records))
-
-
-def _go_offline(*, hub: bool, data: bool) -> None:
-    """Forbid the network to checkpoints or data sets, before transformers and datasets look (once, at import)."""
-    for variable, wanted in (("HF_HUB_OFFLINE", hub), ("HF_DATASETS_OFFLINE", data)):
-        if wanted:
-            os.environ[variable] = "1"
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-
-
-def _command_line() -> str:
-    return shlex.join(["mambalab", *sys.argv[1:]])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -7,12 +7,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .checkpoint import load, save
+    from .chunks import run_in_chunks
     from .mamba import Mamba, State
     from .packing import pack
 
-_HOMES = {"Mamba": "mamba", "State": "mamba", "pack": "packing", "load": "checkpoint", "save": "checkpoint"}
+_HOMES = {
+    "Mamba": "mamba",
+    "State": "mamba",
+    "load": "checkpoint",
+    "pack": "packing",
+    "run_in_chunks": "chunks",
+    "save": "checkpoint",
+}
 
-__all__ = ["Mamba", "State", "load", "pack", "save"]
+__all__ = ["Mamba", "State", "load", "pack", "run_in_chunks", "save"]
 
 
 def __getattr__(name: str) -> object:

@@ -68,6 +68,7 @@ def lines(records: Sequence[Record]) -> list[dict[str, Any]]:
 def notes(records: Sequence[Record], ours: str = OURS) -> list[str]:
     """How to read the table, and what the records' settings say of themselves.
 
+    what       what the measure is, where its name does not say it
     timed      what a call of the implementation is; error: its relative error against float64, before it was timed
     floor_is   what the floor counts; bytes_ms: how long a copy of as many bytes takes as must be moved
     left_out   peer -> why it was not timed
@@ -79,6 +80,7 @@ def notes(records: Sequence[Record], ours: str = OURS) -> list[str]:
     copies = [f"{_place(r)} {markdown.significant(r.setting['bytes_ms'])} ms" for r in _with(records, "bytes_ms")]
     if copies:
         made.append(f"Moving the bytes alone, each once, as a copy does: {'; '.join(copies)}.")
+    made += [f"{_place(r)}: {r.setting['what']}." for r in _with(records, "what")]
     made += [f"{r.model}: {r.setting['timed']}." for r in {r.model: r for r in _with(records, "timed")}.values()]
     errors = _largest_errors(records)
     if errors:

@@ -229,7 +229,7 @@ def test_a_quadratic_backward_is_foretold_from_a_short_call(monkeypatch):
 
 def test_a_peer_whose_whole_call_is_slower_than_foretold_is_left_out(monkeypatch):
     monkeypatch.setattr(bench_scan, "PEERS", (_wrong("peer", 1.0),))
-    monkeypatch.setattr(bench_scan.time, "perf_counter", itertools.count(step=30.0).__next__)
+    monkeypatch.setattr(bench.time, "perf_counter", itertools.count(step=30.0).__next__)
     monkeypatch.setattr(bench, "seconds", lambda call: 1.0)
     monkeypatch.setattr(bench, "interleave", lambda calls, *, repeats: {n: Times(seconds=(1.0,)) for n in calls})
     found = measure(TINY, Settings(shapes=(TINY,), peers=True, call_seconds=20.0), backward=False)

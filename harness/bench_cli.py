@@ -1,0 +1,89 @@
+"""`mambalab bench`: the subcommands that measure speed, thin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .invocation import command_line, go_offline
+
+
+@click.group()
+def bench() -> None:
+    """Speed beside the peers: correctness first, then all in one run, with records and a table."""
+
+
+@bench.command("scan")
+@click.option("--device", type=click.Choice(["cpu"]), default="cpu", show_default=True)
+@click.option(
+    "--shape",
+    multiple=True,
+    metavar="B,D,L,N",
+    help="May be repeated; default: 1,128,4096,16, 1,128,65536,16 and 8,1536,2048,16.",
+)
+@click.option("--long", "long_", is_flag=True, help="Also 1,128,1048576,16.")
+@click.option("--dtype", default="float32", show_default=True, help="float32, float64, bfloat16 or float16.")
+@click.option("--backward", is_flag=True, help="Also forward + backward.")
+@click.option("--peers", is_flag=True, help="Also every installed peer; the table says why one is left out.")
+@click.option("--repeats", type=int, help="Rounds of measurement; default: 3 or more, until the medians settle.")
+@click.option("--peer-seconds", default=20.0, show_default=True, help="Leave out a peer whose one call takes longer.")
+@click.option("--out", default="runs/bench-scan", show_default=True, metavar="DIR")
+def bench_scan(device: str, shape: tuple[str, ...], long_: bool, peer_seconds: float, out: str, **options: Any) -> None:
+    """The selective scan: ours against float64, then ours, the peers and the floor in turn."""
+    from . import bench, bench_scan
+    from .store import check_folder
+
+    shapes = tuple(bench_scan.Shape.parse(text) for text in shape) or bench_scan.SHAPES
+    settings = bench_scan.Settings(shapes=shapes + (bench_scan.LONG,) * long_, call_seconds=peer_seconds, **options)
+    check_folder(out)
+    records = bench_scan.run(settings, command=command_line(), say=lambda line: click.echo(line, err=True))
+    click.echo(bench.write(Path(out), f"The selective scan on the {device.upper()}", records))
+
+
+@bench.command("zero-shot")
+@click.option("--device", type=click.Choice(["cpu"]), default="cpu", show_default=True)
+@click.option("--checkpoint", default="", help="A Mamba checkpoint; default: a fresh one, 4 layers, d_model 256.")
+@click.option("--tasks", default="", help="Comma-separated names among the six; default: all.")
+@click.option("--limit", type=int, help="Only the first N documents of each task.")
+@click.option("--data", metavar="DIR", help="Read data sets offline from DIR, laid out like the hub.")
+@click.option("--tokenizer", metavar="PATH", help="A tokenizer.json, a directory or a hub id.")
+@click.option("--peers", is_flag=True, help="Also time lm-eval's own hf adapter on transformers.")
+@click.option("--repeats", default=2, show_default=True, help="Runs of each side, at least 2.")
+@click.option("--out", default="runs/bench-zero-shot", show_default=True, metavar="DIR")
+def bench_zero_shot(checkpoint: str, tasks: str, peers: bool, repeats: int, out: str, **options: Any) -> None:
+    """Zero-shot evaluation: our adapter beside lm-eval's own, on the same weights and documents."""
+    go_offline(hub=False, data=options["data"] is not None)
+    from . import bench, bench_zero_shot
+    from .store import check_folder
+    from .zero_shot import TASKS, Settings
+
+    names = tuple(t.strip() for t in tasks.split(",") if t.strip()) or TASKS
+    settings = Settings(model=checkpoint, tasks=names, **options)
+    check_folder(out)
+    records = bench_zero_shot.run(
+        settings, peers=peers, repeats=repeats, command=command_line(), say=lambda line: click.echo(line, err=True)
+    )
+    click.echo(bench.write(Path(out), f"Zero-shot evaluation on the {options['device'].upper()}", records))
+
+
+@bench.command("model")
+@click.option("--device", type=click.Choice(["cpu"]), default="cpu", show_default=True)
+@click.option("--case", "cases", multiple=True, metavar="CASE", help="training, forward or long; may be repeated.")
+@click.option("--backward", is_flag=True, help="Also forward + backward of the 130m shape.")
+@click.option("--length", default=2**20, show_default=True, help="Tokens of the long case.")
+@click.option("--peers", is_flag=True, help="Also every installed peer; the table says why one is left out.")
+@click.option("--repeats", type=int, help="Rounds of measurement; default: 3 or more, until the medians settle.")
+@click.option("--peer-seconds", default=60.0, show_default=True, help="Leave out a peer whose one call takes longer.")
+@click.option("--out", default="runs/bench-model", show_default=True, metavar="DIR")
+def bench_model(device: str, cases: tuple[str, ...], peer_seconds: float, out: str, **options: Any) -> None:
+    """Whole models: a small one's training step, a pass of the 130m shape, and a million tokens in chunks."""
+    go_offline(hub=True, data=False)
+    from . import bench, bench_model
+    from .store import check_folder
+
+    settings = bench_model.Settings(cases=cases or bench_model.CASES, call_seconds=peer_seconds, **options)
+    check_folder(out)
+    records = bench_model.run(settings, command=command_line(), say=lambda line: click.echo(line, err=True))
+    click.echo(bench.write(Path(out), f"Whole models on the {device.upper()}", records))
