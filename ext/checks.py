@@ -31,6 +31,8 @@ def check_scan(
     discretisation: str,
 ) -> None:
     """Refuse with ValueError what `selective_scan` is not defined for; the values of cu_seqlens come later."""
+    check_tensors(u=u, delta=delta, A=A, B=B, C=C)
+    check_tensors(True, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state, cu_seqlens=cu_seqlens)
     check_name("discretisation", discretisation, DISCRETISATIONS)
     check_activations("u", u, "b l d")
     shape, d = u.shape, u.shape[2]
@@ -64,6 +66,8 @@ def check_conv(
     cu_seqlens: Tensor | None,
 ) -> None:
     """Refuse with ValueError what `causal_conv1d` is not defined for; the values of cu_seqlens come later."""
+    check_tensors(x=x, weight=weight)
+    check_tensors(True, bias=bias, initial_state=initial_state, cu_seqlens=cu_seqlens)
     check_name("activation", activation, ACTIVATIONS)
     check_activations("x", x, "b l d")
     k = check_filter("weight", weight, "bias", bias, x)
@@ -91,6 +95,8 @@ def check_step(
     discretisation: str,
 ) -> None:
     """Refuse with ValueError what `step_` is not defined for."""
+    check_tensors(x=x, conv_weight=conv_weight, x_proj=x_proj, A=A, conv_state=conv_state, scan_state=scan_state)
+    check_tensors(True, z=z, conv_bias=conv_bias, dt_proj=dt_proj, D=D, delta_bias=delta_bias, B=B, C=C)
     check_name("activation", activation, ACTIVATIONS)
     check_name("discretisation", discretisation, DISCRETISATIONS)
     check_activations("x", x, "b d")
@@ -113,6 +119,52 @@ def check_step(
     for name, tensor, axes, shape, dtypes in optional:
         if tensor is not None:
             require(name, tensor, axes, shape, dtypes, x, "x")
+    check_written("conv_state", conv_state)
+    check_written("scan_state", scan_state)
+
+
+def check_tensors(may_be_none: bool = False, /, **tensors: object) -> None:
+    """Plain dense tensors: an array, a list, a sparse or a nested tensor has no strides to read."""
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor):
+            if tensor.layout is not torch.strided or tensor.is_nested:
+                kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+                raise ValueError(f"{name} is a {kind} tensor; it must be a dense one")
+        elif tensor is not None or not may_be_none:
+            raise ValueError(f"{name} is {_a(tensor)}; it must be a tensor{' or None' * may_be_none}")
+
+
+def _a(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def check_written(name: str, state: Tensor) -> None:
+    """A state that is advanced in place: every element has its own place in memory, and is what stands there."""
+    # Dynamo can't trace the question, and has no such views.
+    if not torch.compiler.is_compiling() and (state.is_neg() or state.is_conj()):
+        raise ValueError(f"{name} is a lazily negated or conjugated view; it must be a tensor to write in")
+    if state.is_contiguous():
+        return
+    reach = 1
+    for stride, size in sorted(zip(state.stride(), state.shape, strict=True)):
+        if size > 1:
+            if stride < reach:
+                raise ValueError(f"{name} has strides {state.stride()}; its elements must not share memory")
+            reach += stride * (size - 1)
+
+
+def check_options(backend: object, delta_softplus: object = True) -> None:
+    """A backend's name (which one there is comes later) and a flag."""
+    if backend is not None and (not isinstance(backend, str) or not backend):
+        raise ValueError(f"backend must be the name of one, or None, not {shown(backend)}")
+    if not isinstance(delta_softplus, bool):
+        raise ValueError(f"delta_softplus must be True or False, not {shown(delta_softplus)}")
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """A caller's value as an error repeats it: in one line, cut where it is long."""
+    text = repr(value)
+    return " ".join((text if len(text) <= limit else f"{text[:limit]}…").split())
 
 
 def check_low_rank(dt_proj: Tensor | None, delta_bias: Tensor | None, x: Tensor) -> int:
@@ -186,8 +238,8 @@ def check_bounds(cu_seqlens: Tensor | None, length: int) -> None:
 def check_name(what: str, name: str, known: Iterable[str]) -> None:
     """Refuse a name that is not known, with its neighbours."""
     if name not in known:
-        shown = [repr(other or None) for other in get_close_matches(str(name), known) or known]
-        raise ValueError(f"unknown {what} {name!r}; nearest: {', '.join(shown)}")
+        near = [repr(other or None) for other in get_close_matches(str(name), known) or known]
+        raise ValueError(f"unknown {what} {shown(name)}; nearest: {', '.join(near)}")
 
 
 def refuse_groups(name: str, matrix: Tensor) -> None:

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from .backends import pick
-from .checks import check_bounds, check_conv
+from .checks import check_bounds, check_conv, check_options
 
 
 def causal_conv1d(
@@ -32,6 +32,7 @@ def causal_conv1d(
     Raises ValueError where a shape, dtype, device or name breaks these rules, or no backend can run.
     """
     act = "" if activation is None else activation
+    check_options(backend)
     check_conv(x, weight, bias, act, initial_state, cu_seqlens)
     y, final_state = _conv(x, weight, bias, initial_state, cu_seqlens, act, backend or "")
     return (y, final_state) if return_final_state else y

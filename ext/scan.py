@@ -7,7 +7,7 @@ from jaxtyping import Float, Inexact, Int32
 from torch import Tensor
 
 from .backends import pick
-from .checks import check_bounds, check_scan
+from .checks import check_bounds, check_options, check_scan
 
 
 def selective_scan(
@@ -44,6 +44,7 @@ def selective_scan(
 
     Raises ValueError where a shape, dtype, device or name breaks these rules, or no backend can run.
     """
+    check_options(backend, delta_softplus)
     check_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, discretisation)
     y, final_state = _scan(
         u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, discretisation, backend or ""

@@ -7,7 +7,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from .backends import pick
-from .checks import check_step
+from .checks import check_options, check_step
 
 
 def step_(
@@ -36,18 +36,20 @@ def step_(
 
     The rows of x_proj (p d) are [Δ r | B n | C n]. A static B or C (d n) is given instead of its rows; a static Δ is
     dt_proj = None, which makes r = 0 and leaves Δ to delta_bias alone. Dtypes are those of `causal_conv1d` and
-    `selective_scan`; x_proj and dt_proj are in x's dtype. z = None is no gate.
+    `selective_scan`; x_proj and dt_proj are in x's dtype. z = None is no gate. The states, which are written in place,
+    may have any strides that give each element its own place; they share no memory with each other or the rest.
 
-    Raises ValueError where a shape, dtype, device or name breaks these rules, or no backend can run; RuntimeError when
-    x asks for a gradient, which a step has not.
+    Raises ValueError where a shape, dtype, device or name breaks these rules, no backend can run, or x or a state asks
+    for a gradient, which a step has not.
     """
     act = "" if activation is None else activation
+    check_options(backend, delta_softplus)
     check_step(
         x, z, conv_weight, conv_bias, x_proj, dt_proj, A, D, delta_bias, conv_state, scan_state, B, C, act,
         discretisation,
     )  # fmt: skip
-    if x.requires_grad and torch.is_grad_enabled():
-        raise RuntimeError("step_ has no gradient; call it under torch.no_grad()")
+    if torch.is_grad_enabled() and (x.requires_grad or conv_state.requires_grad or scan_state.requires_grad):
+        raise ValueError("step_ has no gradient; call it under torch.no_grad()")
     return torch.ops.mambalab.step_.default(
         x, z, conv_weight, conv_bias, x_proj, dt_proj, A, D, delta_bias, conv_state, scan_state, B, C, act,
         delta_softplus, discretisation, backend or "",

@@ -1,5 +1,6 @@
 """What the ops refuse, each in one line that names both sides."""
 
+import numpy
 import pytest
 import torch
 from ext_cases import conv_case, scan_case
@@ -47,6 +48,22 @@ BAD_SCANS = {
     "a short state": ({"initial_state": torch.zeros(2, 5, 4, dtype=HALF)}, ("torch.float16", "torch.float32")),
     "a complex state": ({"initial_state": torch.zeros(2, 5, 4, dtype=torch.complex64)}, ("complex64", "float32")),
     "a tensor elsewhere": ({"D": torch.zeros(5, device="meta")}, ("D is on meta", "u is on cpu")),
+    "a list for u": ({"u": [[1.0]]}, ("u is a list", "it must be a tensor")),
+    "no delta": ({"delta": None}, ("delta is None", "it must be a tensor")),
+    "an array for z": ({"z": numpy.zeros((2, 9, 5))}, ("z is a ndarray", "it must be a tensor or None")),
+    "a class for A": ({"A": torch.Tensor}, ("A is a _TensorMeta", "it must be a tensor")),
+    "a sparse B": ({"B": torch.zeros(2, 9, 4).to_sparse()}, ("B is a sparse_coo tensor", "a dense one")),
+    "a nested u": (
+        {"u": torch.nested.nested_tensor([torch.zeros(9, 5)], layout=torch.jagged)},
+        ("u is a nested tensor", "a dense one"),
+    ),
+    "a word for a flag": ({"delta_softplus": "yes"}, ("delta_softplus must be True or False", "'yes'")),
+    "an empty backend": ({"backend": ""}, ("backend must be the name of one, or None", "''")),
+    "a list for a backend": ({"backend": ["cpu"]}, ("backend must be the name of one, or None", "['cpu']")),
+    "an endless discretisation": (
+        {"discretisation": "x" * 9999},
+        ("'xxx", "x…; nearest: 'euler'"),
+    ),
     "packing of a batch": ({"cu_seqlens": ints(0, 9)}, ("b must be 1", "b = 2")),
     "an unknown discretisation": ({"discretisation": "bilinear"}, ("'bilinear'", "'euler', 'zoh'")),
     "a misspelt discretisation": ({"discretisation": "zho"}, ("'zho'", "nearest: 'zoh'")),
@@ -95,6 +112,12 @@ BAD_STEPS = {
     "a short D": ({"D": torch.zeros(5, dtype=HALF)}, ("D is torch.float16", "torch.float32")),
     "an unknown activation": ({"activation": "gelu"}, ("'gelu'", "'silu'")),
     "an unknown discretisation": ({"discretisation": "zohh"}, ("'zohh'", "'zoh'")),
+    "a number for D": ({"D": 1.0}, ("D is a float", "it must be a tensor or None")),
+    "a number for a backend": ({"backend": 1}, ("backend must be the name of one, or None", "not 1")),
+    "a state in one place": ({"scan_state": torch.zeros(1, 5, 4).expand(2, 5, 4)}, ("scan_state has strides", "share")),
+    "a state that overlaps": ({"scan_state": torch.zeros(9).as_strided((2, 5, 4), (1, 1, 1))}, ("share memory",)),
+    "a state negated lazily": ({"scan_state": torch._neg_view(torch.zeros(2, 5, 4))}, ("lazily negated",)),
+    "a state with a gradient": ({"conv_state": torch.zeros(2, 3, 5, requires_grad=True)}, ("step_ has no gradient",)),
 }
 
 

@@ -135,7 +135,7 @@ def test_autocast_around_the_step_changes_nothing(backend):
 def test_a_step_that_would_need_a_gradient_is_refused():
     given, x = mixer(torch.float32), torch.zeros(2, 5, requires_grad=True)
     conv_state, scan_state = states(given, 2)
-    with pytest.raises(RuntimeError, match=r"call it under torch.no_grad\(\)"):
+    with pytest.raises(ValueError, match=r"call it under torch.no_grad\(\)"):
         step_(x, None, **given, conv_state=conv_state, scan_state=scan_state)
 
 

@@ -1,0 +1,1 @@
+"""Bad input as a campaign: what is drawn, what must come of it, and how the tries are counted."""
