@@ -158,10 +158,10 @@ def lm_eval(arguments: tuple[str, ...]) -> None:
     from lm_eval.__main__ import cli_evaluate
 
     from . import lm  # noqa: F401  (registers the adapter)
-    from .templates import compiled_once
+    from .lm_eval_host import done_once
 
     sys.argv = ["lm-eval", *arguments]
-    with compiled_once():
+    with done_once():
         cli_evaluate()
 
 

@@ -7,7 +7,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from typing import Any
 from ..reports.record import Record, to_lines
 from .documents import check_documents
 from .errors import one_line
+from .lm_eval_host import done_once
 from .manifest import check_manifest
 from .provenance import provenance
 from .store import check_folder, write_json, write_text
 from .task_files import TASKS, check_examples, load_tasks, task_digest
-from .templates import compiled_once
 
 SAMPLE_FIELDS = ("doc_id", "doc_hash", "prompt_hash", "target_hash", "target", "filter", "filtered_resps", "metrics")
 # Of the provenance: what decides a number, and what is about all tasks together.
@@ -150,9 +151,18 @@ def open_model(settings: Settings) -> Any:
 
 
 def run_tasks(
-    lm: Any, tasks: dict[str, Any], *, num_fewshot: int | None, limit: int | None, seed: int
+    lm: Any,
+    tasks: dict[str, Any],
+    *,
+    num_fewshot: int | None,
+    limit: int | None,
+    seed: int,
+    host: Callable[[], AbstractContextManager[None]] = done_once,
 ) -> dict[str, Any]:
-    """lm-eval's results, samples included. As its simple_evaluate, but for the environment that records hold anyway."""
+    """lm-eval's results, samples included. As its simple_evaluate, but for the environment that records hold anyway.
+
+    `host` is what lm-eval's own part runs in: it decides how long that takes, never what comes out.
+    """
     from lm_eval.evaluator import evaluate as lm_eval_evaluate
 
     for task in tasks["tasks"].values():
@@ -164,7 +174,7 @@ def run_tasks(
             check_examples(task, task.config.num_fewshot)
         task.set_fewshot_seed(seed=seed)
     try:
-        with compiled_once():
+        with host():
             # Standard errors are computed here: lm-eval's bootstrap forks a pool, after threads have run.
             results = lm_eval_evaluate(lm, tasks, limit=limit, bootstrap_iters=0, log_samples=True)
     except OverflowError as error:
