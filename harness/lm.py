@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import math
 import re
@@ -20,6 +19,8 @@ from tqdm import tqdm
 from ..ext import backends
 from ..models import checkpoint
 from ..models.generate import generate
+from . import generation
+from .answers import Recall, computed
 from .scoring import Limits, Request, Scorer
 from .tokenizer import check_fit, load_tokenizer, tokenizer_digest
 
@@ -116,7 +117,8 @@ class MambaLM(TemplateLM):
         self.limits = Limits(max_length=max_length, tokens=batch_tokens, states=max(1, STATE_BYTES // row_bytes))
         self.scorer = Scorer(self.model, limits=self.limits, half=parity == "fp16")
         self.max_length, self.max_gen_toks, self.dtype = max_length, max_gen_toks, weights
-        self.generator = torch.Generator(self._device).manual_seed(seed)
+        self.seed, self.generated_batches = seed, 0
+        self.recall: Recall = computed
         self._rank, self._world_size = rank, world_size
 
     @classmethod
@@ -218,7 +220,7 @@ class MambaLM(TemplateLM):
         with tqdm(
             total=len(work), desc="log-likelihoods", unit="request", disable=disable_tqdm or self.rank != 0
         ) as bar:
-            scores = self.scorer(work, progress=bar.update)
+            scores = self.scorer(work, progress=bar.update, recall=self.recall)
         return [(score.log_likelihood, score.greedy) for score in scores]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
@@ -235,30 +237,22 @@ class MambaLM(TemplateLM):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         answers: list[str] = [""] * len(requests)
-        batches = self._generation_batches(requests)
         with tqdm(total=len(requests), desc="generation", disable=disable_tqdm or self.rank != 0) as bar:
-            for arguments, batch in batches:
-                kwargs = normalize_gen_kwargs(arguments, self.max_gen_toks)
-                texts = self._generate([str(requests[i].args[0]) for i in batch], dict(kwargs))
+            for batch in generation.batches(requests, min(self.limits.states, GENERATION_ROWS)):
+                self.generated_batches += 1
+                asked = generation.asked(requests, batch, self.generated_batches)
+                texts = self.recall(asked, lambda asked=asked: self._generate(*asked[1:]))
                 for i, text in zip(batch, texts, strict=True):
                     answers[i] = text
                 bar.update(len(batch))
         return answers
 
-    def _generation_batches(self, requests: list[Any]) -> list[tuple[dict[str, Any], list[int]]]:
-        """Requests with equal settings together, at most `limits.states` at once, in order of first appearance."""
-        alike: dict[str, list[int]] = {}
-        for i, request in enumerate(requests):
-            alike.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(i)
-        size = min(self.limits.states, GENERATION_ROWS)
-        return [
-            (dict(requests[rows[0]].args[1]), rows[start : start + size])
-            for rows in alike.values()
-            for start in range(0, len(rows), size)
-        ]
+    def _generate(self, number: int, settings: dict[str, Any], prompts: Sequence[str]) -> list[str]:
+        """Decode to a stop string, the end of text or max_gen_toks; a prompt that leaves no room loses its left end.
 
-    def _generate(self, prompts: Sequence[str], kwargs: dict[str, Any]) -> list[str]:
-        """Decode to a stop string, the end of text or max_gen_toks; a prompt that leaves no room loses its left end."""
+        The batch's number decides its draws, where it draws.
+        """
+        kwargs: dict[str, Any] = dict(normalize_gen_kwargs(dict(settings), self.max_gen_toks))
         stops = handle_stop_sequences(kwargs.get("until"), eos=self.tok_decode([self.eot_token_id]))
         count = kwargs["max_gen_toks"]
         if count >= self.max_length:
@@ -271,7 +265,7 @@ class MambaLM(TemplateLM):
         sampling: dict[str, Any] = {}
         if kwargs.get("do_sample"):
             sampling = {name: kwargs[name] for name in ("temperature", "top_k") if name in kwargs}
-            sampling["generator"] = self.generator
+            sampling["generator"] = torch.Generator(self._device).manual_seed(generation.batch_seed(self.seed, number))
         rows = generate(self.model, tokens, count, stop=done, **sampling)
         return [postprocess_generated_text(self.tok_decode(row), stops, None) for row in rows]
 

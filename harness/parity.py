@@ -12,9 +12,10 @@ from typing import Any
 
 from ..reports.jsonl import read_lines
 from ..reports.record import Record
+from .run_directory import provenance_of
 from .store import check_folder, write_text
 from .task_files import TASKS, load_tasks
-from .zero_shot import Settings, check_data, find_model, open_model, provenance_of, run_provenance, run_tasks
+from .zero_shot import Settings, check_data, find_model, open_model, run_provenance, run_tasks
 
 CONTROL = "carried state dropped"
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from ..models import State, pack
 from ..models.mamba import Mamba
+from .answers import Recall, computed
 
 Tokens = tuple[int, ...]
 Request = tuple[Sequence[int], Sequence[int]]
 Costly = TypeVar("Costly", "Group", "Tail")
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
+class Score(NamedTuple):
     """log p(continuation | context) in nats, and whether greedy decoding would have produced it."""
 
     log_likelihood: float
@@ -155,9 +155,15 @@ class Scorer:
         self.truncated = 0
 
     def __call__(
-        self, requests: Sequence[Request], progress: Callable[[int], object] = lambda answered: None
+        self,
+        requests: Sequence[Request],
+        progress: Callable[[int], object] = lambda answered: None,
+        recall: Recall = computed,
     ) -> list[Score]:
-        """Score (context, continuation) token pairs, in their order; progress gets each batch's number of answers."""
+        """Score (context, continuation) token pairs, in their order; progress gets each batch's number of answers.
+
+        `recall` may answer a batch from an earlier run: its scores depend on the batch and the limits alone.
+        """
         work = plan(requests, self.limits)
         self.truncated += work.truncated
         answered = [0] * len(work.batches)
@@ -165,9 +171,10 @@ class Scorer:
             answered[batch] += 1
         results = []
         for batch, count in zip(work.batches, answered, strict=True):
-            results.append(self.batch(batch))
+            asked = ["scores", [(group.context, group.continuations) for group in batch]]
+            results.append(recall(asked, lambda batch=batch: self.batch(batch)))
             progress(count)
-        return [results[b][g][c] for b, g, c in work.places]
+        return [Score(*results[b][g][c]) for b, g, c in work.places]
 
     @torch.inference_mode()
     def batch(self, groups: Sequence[Group]) -> list[list[Score]]:

@@ -1,15 +1,21 @@
-"""Write a run's files whole or not at all, with one clear line when they can't be written."""
+"""Write a run's files whole or not at all, in a folder that one process holds, with one clear line when that fails."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
+import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..reports.jsonl import write_whole
+
+# The temporary names of `write_whole`.
+UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -47,11 +53,76 @@ def check_folder(path: str | Path) -> None:
         raise ValueError(f"can't write in {path}: {error.strerror or error}") from error
 
 
-def check_new_folder(path: str | Path) -> None:
-    """`check_folder` for one that must not hold anything yet: what is written there would mix with it or replace it."""
-    if Path(path).is_dir() and any(Path(path).iterdir()):
+@contextlib.contextmanager
+def folder(path: str | Path, *, new: bool = False) -> Iterator[None]:
+    """`check_folder`, and where the body fails, take away again what was made for it and is still empty.
+
+    `new` refuses a folder that holds anything: what is written there would mix with it or replace it.
+    """
+    if new and Path(path).is_dir() and any(Path(path).iterdir()):
         raise ValueError(f"{path} is not empty; name a new folder")
-    check_folder(path)
+    missing = _missing(Path(path))
+    try:
+        check_folder(path)
+        yield
+    except BaseException:
+        _remove_empty(missing)
+        raise
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """`folder`, held by this process alone until the body ends or the process does, however it ends.
+
+    ValueError at once where another process holds it. Where the file system has no locks, a warning says so.
+    """
+    missing = _missing(path)
+    descriptor = _locked(path)
+    try:
+        yield
+    except BaseException:
+        _remove_empty(missing)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _locked(path: Path) -> int:
+    """A descriptor of the folder, made if need be, that holds the lock on it; it leaves no file behind."""
+    import fcntl
+
+    while True:
+        check_folder(path)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise ValueError(f"{path}: another process is at work on this run; wait for it or stop it") from None
+        except OSError as error:
+            logging.getLogger("mambalab").warning("%s can't be locked (%s): start nothing else on it", path, error)
+        # Its last holder may have failed and taken the folder away in between.
+        if path.is_dir() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            return descriptor
+        os.close(descriptor)
+
+
+def _missing(path: Path) -> list[Path]:
+    """The folder and those above it that are not there, the innermost first."""
+    return [place for place in (path, *path.parents) if not place.exists()]
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for place in folders:
+        with contextlib.suppress(OSError):
+            place.rmdir()
+
+
+def remove_unfinished(path: Path) -> None:
+    """Delete the temporary files that a process killed in mid-write left in a folder and those below it."""
+    for left in path.rglob(".*.tmp"):
+        if UNFINISHED.fullmatch(left.name):
+            left.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

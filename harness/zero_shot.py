@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..reports.record import Record, to_lines
+from . import run_directory
 from .documents import check_documents
 from .errors import one_line
+from .keys import answers_key, run_key
 from .lm_eval_host import done_once
 from .manifest import check_manifest
 from .provenance import provenance
-from .store import check_folder, write_json, write_text
+from .store import folder, held
 from .task_files import TASKS, check_examples, load_tasks, task_digest
-
-SAMPLE_FIELDS = ("doc_id", "doc_hash", "prompt_hash", "target_hash", "target", "filter", "filtered_resps", "metrics")
-# Of the provenance: what decides a number, and what is about all tasks together.
-DECIDING = ("digest", "versions", "device", "dtype", "backend", "kernel", "tokenizer", "data", "task_version", "asked")
-OF_ALL_TASKS = ("task_version", "documents", "asked", "truncated_requests")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,28 +65,42 @@ class Settings:
 def evaluate(settings: Settings, out: Path, *, command: str = "") -> Path:
     """Evaluate one model; returns its run directory (`out/NAME-KEY`), complete when records.jsonl is there.
 
-    A directory that already holds the records of the same settings, checkpoint, tokenizer, data and package is kept.
+    A directory that already holds the records of the same settings, checkpoint, tokenizer, data and package is kept;
+    in one that a killed process left, the evaluation goes on, and its results are the same to the byte. ValueError at
+    once where another process is at work in it.
     """
     digests = check_data(settings)
-    find_model(settings)
-    check_folder(out)
+    chosen = describe(settings)
     started = time.time()
-    tasks = load_tasks(settings.tasks, Path(settings.data) if settings.data else None)
+    with folder(out):
+        tasks = load_tasks(settings.tasks, Path(settings.data) if settings.data else None)
+        origin = run_provenance(settings, chosen, tasks, digests, command)
+        key = run_key(settings, origin)
+        run = out / run_directory.name(settings.model, key)
+        with held(run):
+            if run_directory.is_complete(run):
+                logging.getLogger("mambalab").warning("%s is complete already: kept", run)
+                run_directory.tidy(run)
+            else:
+                _evaluate(settings, tasks, origin, run, started)
+    return run
+
+
+def _evaluate(settings: Settings, tasks: dict[str, Any], origin: dict[str, Any], run: Path, started: float) -> None:
+    """Compute what an earlier process has not answered already, and write the results."""
     loaded = time.time()
     lm = open_model(settings)
-    origin = run_provenance(settings, lm, tasks, digests, command)
-    identity = _identity(settings, origin)
-    run = out / f"{_slug(settings.model)}-{identity[:12]}"
-    if (run / "records.jsonl").is_file():
-        logging.getLogger("mambalab").warning("%s is complete already: kept", run)
-        return run
     ready = time.time()
-    results = run_tasks(lm, tasks, num_fewshot=settings.num_fewshot, limit=settings.limit, seed=settings.seed)
+    with run_directory.answers(run, answers_key(settings, origin)) as lm.recall:
+        results = run_tasks(lm, tasks, num_fewshot=settings.num_fewshot, limit=settings.limit, seed=settings.seed)
     origin["truncated_requests"] = lm.truncated
-    _write(run, settings, identity, origin, results)
     stages = {"load tasks": loaded - started, "load model": ready - loaded, "evaluate": time.time() - ready}
-    write_json(run / "times.json", {"started": started, "seconds": {k: round(v, 3) for k, v in stages.items()}})
-    return run
+    times = {
+        "started": started,
+        "seconds": {name: round(seconds, 3) for name, seconds in stages.items()},
+        "batches": {"computed": lm.recall.computed, "from an earlier process": lm.recall.recalled},
+    }
+    run_directory.finish(run, settings, run_key(settings, origin), origin, results, times)
 
 
 def check_data(settings: Settings) -> dict[str, str]:
@@ -128,6 +135,37 @@ def find_model(settings: Settings) -> tuple[Path, bool]:
     return directory, is_mamba
 
 
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """What will compute, known before any weight is read: the attributes of an adapter that its provenance needs."""
+
+    checkpoint: Path
+    backend_name: str
+    kernel: str | None
+    device: str
+    dtype: Any
+    tokenizer_name: str
+
+
+def describe(settings: Settings) -> Described:
+    """What `open_model` will open; ValueError for what it would refuse in the settings, the folder or the tokenizer."""
+    from ..ext import backends
+    from .lm import resolve_device, resolve_dtype
+    from .tokenizer import load_tokenizer, tokenizer_digest
+
+    directory, is_mamba = find_model(settings)
+    device = resolve_device(settings.device, scans=is_mamba)
+    backend = backends.pick(device, settings.backend).name if is_mamba else "transformers"
+    return Described(
+        checkpoint=directory,
+        backend_name=backend,
+        kernel=backends.kernel_digest(backend) if is_mamba else None,
+        device=device,
+        dtype=resolve_dtype(settings.dtype, device, settings.parity),
+        tokenizer_name=tokenizer_digest(load_tokenizer(settings.tokenizer, directory, offline=settings.offline)),
+    )
+
+
 def open_model(settings: Settings) -> Any:
     """The lm-eval adapter that fits the checkpoint: ours for Mamba, transformers' for anything else."""
     from .lm import MambaLM, resolve_device, resolve_dtype
@@ -141,9 +179,10 @@ def open_model(settings: Settings) -> Any:
         "max_length": settings.max_length,
         "batch_tokens": settings.batch_tokens,
         "offline": settings.offline,
+        "seed": settings.seed,
     }
     if is_mamba:
-        return MambaLM(str(directory), dtype=settings.dtype, backend=settings.backend, seed=settings.seed, **shared)
+        return MambaLM(str(directory), dtype=settings.dtype, backend=settings.backend, **shared)
     dtype = resolve_dtype(settings.dtype, device, settings.parity)
     from .transformers_lm import TransformersLM
 
@@ -226,83 +265,3 @@ def _note(directory: Path) -> str | None:
     """What a checkpoint says of itself in a NOTE.txt beside its weights (the demo's are random), for the tables."""
     path = directory / "NOTE.txt"
     return path.read_text(encoding="utf-8").strip() if path.is_file() else None
-
-
-def _identity(settings: Settings, origin: dict[str, Any]) -> str:
-    """The content key of a run: everything that decides its numbers, by content and not by path."""
-    decides = asdict(replace(settings, model="", data=None, tokenizer=None, revision=None, device=None, offline=False))
-    for key in DECIDING:
-        decides[f"provenance.{key}"] = origin.get(key)
-    decides["checkpoint"] = origin["checkpoint"]["digest"]
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-
-
-def _write(run: Path, settings: Settings, identity: str, origin: dict[str, Any], results: dict[str, Any]) -> None:
-    """Write the run directory; records.jsonl comes last, so its presence says that the run is whole."""
-    samples = results["samples"]
-    records = list(_records(settings, origin, results))
-    if silent := sorted(samples.keys() - {r.task for r in records}):
-        raise ValueError(f"task {silent[0]} gave no number: does lm-eval know a metric of its metric_list?")
-    for task, rows in samples.items():
-        write_text(run / "samples" / f"{task}.jsonl", "".join(_sample_line(row) for row in rows))
-    write_json(run / "provenance.json", origin)
-    write_json(run / "run.json", {"key": identity, "model": settings.model, "settings": asdict(settings)})
-    write_text(run / "records.jsonl", to_lines(records))
-
-
-def _sample_line(row: dict[str, Any]) -> str:
-    kept = {name: row[name] for name in (*SAMPLE_FIELDS, *row["metrics"]) if name in row}
-    return json.dumps(kept, sort_keys=True, ensure_ascii=False, default=str) + "\n"
-
-
-def _records(settings: Settings, origin: dict[str, Any], results: dict[str, Any]) -> Iterator[Record]:
-    for task, metrics in {**results["results"], **results.get("groups", {})}.items():
-        rows = results["samples"].get(task)
-        for key, value in metrics.items():
-            metric, comma, chosen = key.partition(",")
-            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
-                continue
-            values = [row[metric] for row in rows or () if row["filter"] == chosen and metric in row]
-            count = results.get("n-samples", {}).get(task, {}).get("effective")
-            yield Record(
-                experiment="zero-shot",
-                model=settings.model,
-                task=task,
-                metric=metric if chosen == "none" else key,
-                setting={
-                    "num_fewshot": results["n-shot"].get(task),
-                    "limit": settings.limit,
-                    "parity": settings.parity,
-                },
-                seed=settings.seed,
-                value=float(value),
-                stderr=standard_error(metric, float(value), values),
-                n=len(values) or count,
-                provenance=provenance_of(task, origin),
-            )
-
-
-def provenance_of(task: str, origin: dict[str, Any]) -> dict[str, Any]:
-    """The run's provenance as it stands in one task's records: what is listed by task, cut to this one."""
-    own = {name: origin[name].get(task) for name in ("task_version", "documents")}
-    return {name: value for name, value in origin.items() if name not in OF_ALL_TASKS} | own
-
-
-def standard_error(metric: str, value: float, values: Sequence[Any]) -> float | None:
-    """Standard error of a mean from its documents' values (n - 1 in the variance, as lm-eval's).
-
-    For `perplexity` = exp(-mean log-likelihood) the delta method: the value times the mean's standard error.
-    None for other aggregates, and for fewer than two documents.
-    """
-    if len(values) < 2 or not all(isinstance(v, int | float) for v in values):
-        return None
-    mean = math.fsum(values) / len(values)
-    of_mean = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
-    if metric == "perplexity":
-        return value * of_mean
-    return of_mean if math.isclose(mean, value, rel_tol=1e-9, abs_tol=1e-12) else None
-
-
-def _slug(name: str) -> str:
-    tail = name.rstrip("/").rsplit("/", 1)[-1]
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in tail) or "model"
