@@ -7,14 +7,15 @@ import hashlib
 import inspect
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, wraps
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from .errors import one_line, root
+from .lm_eval_host import in_rows
 
 # Mamba paper, Table 3, in its order of columns.
 TASKS = ("lambada_openai", "hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande")
@@ -106,6 +107,8 @@ def _load(manager: Any, name: str, spec: dict[str, Any] | str, data: Path | None
     """What lm-eval makes of one name or task file, with at least one document in each of its tasks."""
     try:
         found = manager.load([spec])
+        for task in found["tasks"].values():
+            _process_once(task)
         counts = {task_name: len(task.eval_docs) for task_name, task in found["tasks"].items()}
     except Exception as error:
         # A task may run its own code over documents of any kind.
@@ -117,6 +120,30 @@ def _load(manager: Any, name: str, spec: dict[str, Any] | str, data: Path | None
     if empty := [task_name for task_name, count in counts.items() if not count]:
         raise ValueError(f"task {empty[0]} has no documents")
     return found
+
+
+def _process_once(task: Any) -> None:
+    """Keep what the task's process_docs makes of a data set: lm-eval asks at each look at the documents.
+
+    The Arrow copy in which `datasets` would find it again is gone by then.
+    """
+    for config in (task.config, getattr(task, "fewshot_cfg", None)):
+        process = getattr(config, "process_docs", None)
+        if inspect.isfunction(process):
+            config.process_docs = _kept(process)
+
+
+def _kept(process: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    made: dict[int, tuple[Any, Any]] = {}
+
+    @wraps(process)
+    def keep(docs: Any) -> Any:
+        if id(docs) not in made:
+            # The data set is kept too, so that its id stays its own.
+            made[id(docs)] = (docs, process(docs))
+        return made[id(docs)][1]
+
+    return keep
 
 
 @contextlib.contextmanager
@@ -152,7 +179,7 @@ def task_digest(task: Any, *, limit: int | None, num_fewshot: int | None) -> str
     settings = {key: value for key, value in task.dump_config().items() if key not in PLACES}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=_by_content).encode())
     examples = task.fewshot_docs() if num_fewshot or task.config.num_fewshot else ()
-    for document in (*islice(task.eval_docs, limit), *examples):
+    for document in (*islice(in_rows(task.eval_docs), limit), *examples):
         digest.update(json.dumps(document, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
