@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
@@ -19,6 +19,8 @@ from json import dumps
 from json.encoder import encode_basestring
 from types import ModuleType, SimpleNamespace
 from typing import Any
+
+Host = Callable[[], AbstractContextManager[None]]  # what lm-eval's own part of an evaluation runs in
 
 ROWS = 256  # documents decoded at once
 LITERALS = 2**17  # parsed texts kept

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..reports.jsonl import read_lines
 from ..reports.record import Record
+from .lm_eval_host import Host, as_it_is, done_once
 from .run_directory import provenance_of
 from .store import check_folder, write_text
 from .task_files import TASKS, load_tasks
@@ -109,8 +110,9 @@ def run_parity(
 ) -> list[Record]:
     """Score the tasks with both adapters (float32) and return the records of the comparison.
 
-    The stock side is kept under `out/stock` task by task, with the settings that made it, so that a long run goes on
-    where it stopped. With `control`, ours runs again with the carried state dropped: that must fail.
+    The stock side is all lm-eval's, evaluator and adapter. It is kept under `out/stock` task by task, with the settings
+    that made it, so that a long run goes on where it stopped. With `control`, ours runs again with the carried state
+    dropped: that must fail.
     ValueError for settings, a checkpoint or a task that can't be compared.
     """
     settings = _comparable(settings)
@@ -194,7 +196,7 @@ def _stock(
         if head == key:
             return [_from_json(row) for _, row in rows], versions
     versions = {name: origin["versions"][name] for name in ("lm_eval", "transformers", "torch")}
-    documents = score_documents(settings, stock_adapter(lm), tasks)
+    documents = score_documents(settings, stock_adapter(lm), tasks, host=as_it_is)
     head = json.dumps(key | {"versions": versions}, sort_keys=True)
     lines = [head, *(json.dumps(vars(d), sort_keys=True) for d in documents)]
     write_text(path, "\n".join(lines) + "\n")
@@ -221,9 +223,11 @@ def stock_adapter(lm: Any) -> Any:
     return hf(pretrained=model.eval().to(lm.device), tokenizer=lm.tokenizer, batch_size=16, max_length=lm.max_length)
 
 
-def score_documents(settings: Settings, lm: Any, tasks: dict[str, Any]) -> list[Document]:
+def score_documents(settings: Settings, lm: Any, tasks: dict[str, Any], *, host: Host = done_once) -> list[Document]:
     """Every document of loaded tasks as the adapter scores it, through lm-eval's evaluator."""
-    results = run_tasks(lm, tasks, num_fewshot=settings.num_fewshot, limit=settings.limit, seed=settings.seed)
+    results = run_tasks(
+        lm, tasks, num_fewshot=settings.num_fewshot, limit=settings.limit, seed=settings.seed, host=host
+    )
     return [_document(row) for rows in results["samples"].values() for row in rows]
 
 

@@ -36,7 +36,7 @@ def load_tasks(names: Sequence[str], data: Path | None) -> dict[str, Any]:
         if isinstance(spec, str) and not Path(spec).is_absolute():
             _check_known(spec, manager.all_tasks)
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
-    with _reading_from(data):
+    with reading_from(data):
         for name, spec in zip(names, specs, strict=True):
             found = _load(manager, name, spec, data)
             if twice := sorted(loaded["tasks"].keys() & found["tasks"].keys()):
@@ -129,7 +129,7 @@ def _process_once(task: Any) -> None:
     """
     for config in (task.config, getattr(task, "fewshot_cfg", None)):
         process = getattr(config, "process_docs", None)
-        if inspect.isfunction(process):
+        if config is not None and inspect.isfunction(process):
             config.process_docs = _kept(process)
 
 
@@ -147,7 +147,7 @@ def _kept(process: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 @contextlib.contextmanager
-def _reading_from(data: Path | None) -> Iterator[None]:
+def reading_from(data: Path | None) -> Iterator[None]:
     """Let `datasets` resolve hub names inside `data`: stock task files name them, and a relative directory comes first.
 
     The hub is not asked for what is not there, whatever was imported before. The Arrow copies go to a folder of this

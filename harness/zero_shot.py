@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from . import run_directory
 from .documents import check_documents
 from .errors import one_line
 from .keys import answers_key, run_key
-from .lm_eval_host import done_once
+from .lm_eval_host import Host, done_once
 from .manifest import check_manifest
 from .provenance import provenance
 from .store import folder, held
@@ -135,6 +134,27 @@ def find_model(settings: Settings) -> tuple[Path, bool]:
     return directory, is_mamba
 
 
+def check_models(chosen: Sequence[Settings]) -> None:
+    """Refuse what would stop a later model before the first is evaluated, which may take hours.
+
+    That is: settings, folder, tokenizer, and weight files that are not whole; and a checkpoint that comes twice.
+    """
+    from ..models import weight_files
+    from .tokenizer import load_tokenizer
+
+    folders = [find_model(settings)[0] for settings in chosen]
+    places = [place.resolve() for place in folders]
+    for i, settings in enumerate(chosen):
+        first = places.index(places[i])
+        if first < i:
+            raise ValueError(f"{settings.model} is the same checkpoint as {chosen[first].model}: name it once")
+    # The first one's are about to be read anyway.
+    for settings, place in zip(chosen[1:], folders[1:], strict=True):
+        load_tokenizer(settings.tokenizer, place, offline=settings.offline)
+        # Tensors are mapped, not read: this costs milliseconds.
+        weight_files.read(place)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Described:
     """What will compute, known before any weight is read: the attributes of an adapter that its provenance needs."""
@@ -196,7 +216,7 @@ def run_tasks(
     num_fewshot: int | None,
     limit: int | None,
     seed: int,
-    host: Callable[[], AbstractContextManager[None]] = done_once,
+    host: Host = done_once,
 ) -> dict[str, Any]:
     """lm-eval's results, samples included. As its simple_evaluate, but for the environment that records hold anyway.
 

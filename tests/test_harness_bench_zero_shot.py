@@ -11,6 +11,7 @@ from mambalab.harness import bench_zero_shot as zero_shot_bench
 from mambalab.harness import cli, parity
 from mambalab.harness.bench import RedCheck
 from mambalab.harness.bench_zero_shot import OURS, STOCK, Pass, agree, records, run, score
+from mambalab.harness.lm_eval_host import done_once
 from mambalab.harness.zero_shot import Settings
 from mambalab.reports import record, regenerate
 from mambalab.reports.tables import bench_table
@@ -71,14 +72,14 @@ def test_the_adapter_is_timed_apart_and_left_as_it_was(monkeypatch):
         def loglikelihood(self, requests):
             return requests
 
-    def evaluate(settings, lm, task):
+    def evaluate(settings, lm, task, *, host):
         lm.loglikelihood(lm.loglikelihood([1]))
         return [_document()]
 
     monkeypatch.setattr(parity, "score_documents", evaluate)
     adapter = Adapter()
     # The clock ticks at each look: once around the whole, once around each of the two calls.
-    found = score(Settings(model=""), adapter, {}, clock=lambda: float(next(times)))
+    found = score(Settings(model=""), adapter, {}, done_once, clock=lambda: float(next(times)))
     assert (found.seconds, found.answering, found.requests) == (5.0, 2.0, 2)
     assert "loglikelihood" not in vars(adapter)
 
