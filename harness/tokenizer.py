@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ def load_tokenizer(source: str | None, checkpoint: Path, *, offline: bool = Fals
     Without a source: the checkpoint's own files, else the GPT-NeoX-20B tokenizer from the hub or its cache.
     Raises ValueError in one line when there is none.
     """
-    if source is None:
-        source = str(checkpoint) if _has_tokenizer(checkpoint) else GPT_NEOX
+    if source is None and not _has_tokenizer(checkpoint):
+        return _from_pretrained(GPT_NEOX, offline, f", tried because {checkpoint} has no tokenizer.json")
+    source = str(checkpoint) if source is None else source
     path = Path(source).expanduser()
     if path.is_dir() and not (path / "tokenizer_config.json").is_file():
         # Without its config transformers would guess the special tokens, and may add some of its own.
         path = path / "tokenizer.json"
-        if not path.is_file():
+        if not os.path.lexists(path):
             raise ValueError(f"no tokenizer in {source}: neither tokenizer.json nor tokenizer_config.json is there")
+        return _from_file(path)
     if path.is_file():
         return _from_file(path)
     if not path.is_dir() and (path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1):
@@ -35,7 +38,8 @@ def load_tokenizer(source: str | None, checkpoint: Path, *, offline: bool = Fals
 
 
 def _has_tokenizer(directory: Path) -> bool:
-    return any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    # One that can't be read is not the same as none.
+    return any(os.path.lexists(directory / name) for name in ("tokenizer.json", "tokenizer_config.json"))
 
 
 def _from_file(path: Path) -> Any:
@@ -52,14 +56,14 @@ def _from_file(path: Path) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=fast, bos_token=end, eos_token=end, name_or_path=str(path))
 
 
-def _from_pretrained(source: str, offline: bool) -> Any:
+def _from_pretrained(source: str, offline: bool, why: str = "") -> Any:
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
     except Exception as error:
         hint = "pass --tokenizer with a tokenizer.json or a directory that holds one"
-        raise ValueError(f"no usable tokenizer at {source} ({one_line(error)}); {hint}") from error
+        raise ValueError(f"no usable tokenizer at {source}{why} ({one_line(error)}); {hint}") from error
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer at {source} has no tokenizer.json (a fast tokenizer is needed)")
     if tokenizer.eos_token_id is None:

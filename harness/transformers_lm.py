@@ -10,6 +10,9 @@ import torch
 from lm_eval.models import huggingface
 from tqdm import tqdm
 
+from ..models import weight_files
+from ..models.layouts import read_json
+from ..models.registry import named, shown
 from . import generation
 from .answers import Recall, computed
 from .errors import one_line
@@ -17,6 +20,9 @@ from .tokenizer import check_fit, load_tokenizer, tokenizer_digest
 
 # Buffers of old GPT-NeoX checkpoints that transformers now computes.
 OBSOLETE = ("attention.bias", "attention.masked_bias", "rotary_emb.inv_freq")
+# Masks that GPT-2's files carry as bytes.
+MASKS = ("attn.bias", "attn.masked_bias")
+DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 # lm-eval's registering decorator hides the class from type checkers.
 HFLM: Any = huggingface.HFLM
@@ -129,11 +135,30 @@ def batches(requests: Sequence[Request], size: int) -> list[list[int]]:
     return [sorted(i for sharing in part for i in sharing) for part in parts]
 
 
+def _check_files(directory: Path) -> None:
+    """Refuse, in one line, what transformers would take in silence, or would take forever over."""
+    path = directory / "config.json"
+    config = read_json(path)
+    architectures = config.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise ValueError(f"{path}: architectures must be a list of names, not {shown(architectures)}")
+    tensors = weight_files.read(directory)
+    for key in DEPTHS:
+        if isinstance(depth := config.get(key), int) and depth > len(tensors):
+            raise ValueError(f"{path}: {key} is {shown(depth)}, but the weights are only {len(tensors)} tensors")
+    if config.get("quantization_config") is None:
+        for name, tensor in tensors.items():
+            is_weight = name.endswith((".weight", ".bias")) and not name.endswith(OBSOLETE + MASKS)
+            if is_weight and not tensor.is_floating_point():
+                raise ValueError(f"{weight_files.entry(directory)}: {named(name)} is {tensor.dtype}, no float dtype")
+
+
 def load_causal_lm(directory: Path, dtype: torch.dtype) -> Any:
     """Load a transformers causal LM from a local directory; what does not fit is named in one line."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
+    _check_files(directory)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
@@ -155,7 +180,7 @@ def load_causal_lm(directory: Path, dtype: torch.dtype) -> Any:
     ):
         if keys:
             names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in keys)
-            raise ValueError(f"{directory}: {len(names)} {what} weights: {', '.join(names[:3])}")
+            raise ValueError(f"{directory}: {len(names)} {what} weights: {', '.join(map(named, names[:3]))}")
     for name, weight in model.named_parameters():
         if not bool(torch.isfinite(weight).all()):
             raise ValueError(f"{directory}: {name} holds NaN or infinite values")

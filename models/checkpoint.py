@@ -14,7 +14,7 @@ from . import hub, layouts, registry, weight_files
 from .layers import widened
 from .layouts import LAYOUTS, Layout
 from .mamba import Mamba
-from .registry import MambaConfig
+from .registry import MambaConfig, named
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _HEAD = "lm_head.weight"
@@ -161,9 +161,14 @@ def _head(tensors: dict[str, Tensor], config: MambaConfig, source: Path) -> Tens
     same_storage = head.data_ptr() == embedding.data_ptr()
     if not config.tie_embeddings:
         return head.clone() if same_storage else head
-    if not same_storage and not torch.equal(head, embedding):
+    if not same_storage and not _equal(head, embedding):
         raise ValueError(f"{source}: {_HEAD} differs from the embedding, to which config.json ties it")
     return embedding
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether the numbers are, whatever the dtypes: some have none in common."""
+    return torch.equal(a, b) if a.dtype == b.dtype else torch.equal(a.double(), b.double())
 
 
 def _check_finite(model: Mamba, source: Path, dtype: torch.dtype) -> None:
@@ -178,7 +183,7 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _few(names: list[str], at_most: int = 4) -> str:
-    return ", ".join(names[:at_most]) + (", …" if len(names) > at_most else "")
+    return ", ".join(map(named, names[:at_most])) + (", …" if len(names) > at_most else "")
 
 
 def _saved_tensors(model: Mamba, kind: Layout, safe: bool) -> dict[str, Tensor]:

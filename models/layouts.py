@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from .registry import MambaConfig
+from .registry import MambaConfig, shown
 
 _REQUIRED = ("d_model", "n_layer", "vocab_size")
 _DEFAULTS = {f.name: f.default for f in fields(MambaConfig)}
@@ -108,17 +108,28 @@ HF = Layout(
     },
 )
 
+# What JSON calls what may stand at the top of a file.
+KINDS = {list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number", type(None): "null"}
 LAYOUTS = {layout.name: layout for layout in (MAMBA_SSM, HF)}
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; a ValueError that names the file when it holds anything else."""
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = json.loads(path.read_text("utf-8"), object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: must hold a JSON object, not a {type(content).__name__}")
+        raise ValueError(f"{path}: must hold a JSON object, not {KINDS[type(content)]}")
+    return content
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a key that stands in it twice has no one value."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{shown(max(keys, key=keys.count))} stands twice in one object")
     return content
 
 
@@ -179,7 +190,7 @@ def _flattened(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The keys, with those inside ssm_cfg lifted out as "ssm_cfg.key"."""
     inner = content.get("ssm_cfg", {})
     if not isinstance(inner, dict):
-        raise ValueError(f"{path}: ssm_cfg must be an object, not {json.dumps(inner)}")
+        raise ValueError(f"{path}: ssm_cfg must be an object, not {shown(inner, json.dumps)}")
     outer = {key: value for key, value in content.items() if key != "ssm_cfg"}
     return outer | {f"ssm_cfg.{key}": value for key, value in inner.items()}
 
@@ -192,4 +203,6 @@ def _check_keys(flat: Mapping[str, Any], layout: Layout, path: Path) -> None:
         raise ValueError(f"{path}: {', '.join(missing)} missing")
     for key, only in layout.fixed.items():
         if flat.get(key, only) != only:
-            raise ValueError(f"{path}: {key} = {json.dumps(flat[key])} is not supported, only {json.dumps(only)} is")
+            raise ValueError(
+                f"{path}: {key} = {shown(flat[key], json.dumps)} is not supported, only {json.dumps(only)} is"
+            )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 GPT_NEOX_TOKENIZER = "EleutherAI/gpt-neox-20b"
 DISCRETISATIONS = ("euler", "zoh")
@@ -47,14 +47,16 @@ class MambaConfig:
             _require_counts(self, "dt_rank")
         for name in ("conv_bias", "bias", "tie_embeddings"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be true or false, not {shown(getattr(self, name))}")
         for name in ("norm_epsilon", "dt_min", "dt_max"):
             if not _is_positive(getattr(self, name)):
-                raise ValueError(f"{name} must be a positive finite number, not {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be a positive finite number, not {shown(getattr(self, name))}")
         if self.dt_min > self.dt_max:
-            raise ValueError(f"dt_min must be at most dt_max, not {self.dt_min!r} > {self.dt_max!r}")
+            raise ValueError(f"dt_min must be at most dt_max, not {shown(self.dt_min)} > {shown(self.dt_max)}")
         if self.discretisation not in DISCRETISATIONS:
-            raise ValueError(f"discretisation must be one of {', '.join(DISCRETISATIONS)}, not {self.discretisation!r}")
+            raise ValueError(
+                f"discretisation must be one of {', '.join(DISCRETISATIONS)}, not {shown(self.discretisation)}"
+            )
 
     @property
     def d_inner(self) -> int:
@@ -126,7 +128,7 @@ def spec(name: str) -> ModelSpec:
     if name in SPECS:
         return SPECS[name]
     near = difflib.get_close_matches(name, SPECS, n=3, cutoff=0.5)
-    raise ValueError(f"unknown model {name!r}; {'nearest' if near else 'known'}: {', '.join(near or SPECS)}")
+    raise ValueError(f"unknown model {shown(name)}; {'nearest' if near else 'known'}: {', '.join(near or SPECS)}")
 
 
 def mamba_config(name: str) -> MambaConfig:
@@ -143,6 +145,17 @@ def find(name_or_hub_id: str) -> ModelSpec | None:
     return next((s for s in SPECS.values() if stem in (s.name, s.hub)), None)
 
 
+def shown(value: object, write: Callable[[Any], str] = repr, limit: int = 80) -> str:
+    """A value as an error repeats it, cut where it is long."""
+    text = write(value)
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def named(name: str) -> str:
+    """A name that stands in somebody's file, as an error repeats it: bare where it is a plain one."""
+    return name if name.isprintable() and len(name) <= 120 else shown(name)
+
+
 def _is_positive(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
@@ -151,9 +164,9 @@ def _require_counts(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, not {value!r}")
+            raise ValueError(f"{name} must be a positive integer, not {shown(value)}")
         if value >= 2**31:
-            raise ValueError(f"{name} must be less than 2^31, not {value!r}")
+            raise ValueError(f"{name} must be less than 2^31, not {shown(value)}")
 
 
 def _mamba(

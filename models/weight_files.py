@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .layouts import read_json
+from .registry import named, shown
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 # In the order in which one is preferred where a folder holds several.
@@ -47,7 +48,7 @@ def read(folder: Path) -> dict[str, Tensor]:
     for path in files(folder):
         part = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
         if twice := tensors.keys() & part.keys():
-            raise ValueError(f"{path}: holds {min(twice)}, which another shard holds too")
+            raise ValueError(f"{path}: holds {named(min(twice))}, which another shard holds too")
         tensors |= part
     return tensors
 
@@ -85,8 +86,9 @@ def _shards(index: Path) -> list[Path]:
     suffix = Path(index.name.removesuffix(".index.json")).suffix
     shards = []
     for name in sorted(set(names.values())):
-        if Path(name).name != name or Path(name).suffix != suffix:
-            raise ValueError(f"{index}: names the shard {name!r}, which is no {suffix} file of this folder")
+        is_plain = name.isprintable() and len(name.encode()) <= 255 and Path(name).name == name
+        if not is_plain or Path(name).suffix != suffix:
+            raise ValueError(f"{index}: names the shard {shown(name)}, which is no {suffix} file of this folder")
         if not (index.parent / name).is_file():
             raise FileNotFoundError(f"{index}: its shard {name} is missing")
         shards.append(index.parent / name)
@@ -106,11 +108,9 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     content = _unpickled(path)
     if isinstance(content, dict) and all(isinstance(v, Tensor) and isinstance(k, str) for k, v in content.items()):
         return dict(content)
-    kind = (
-        f"a dict with {', '.join(map(repr, list(content)[:4]))}"
-        if isinstance(content, dict)
-        else f"a {type(content).__name__}"
-    )
+    kind = "nothing" if content is None else f"a {type(content).__name__}"
+    if isinstance(content, dict):
+        kind = f"a dict with {', '.join(map(shown, list(content)[:4]))}"
     raise ValueError(f"{path}: holds {kind}, not a table of named tensors")
 
 
@@ -119,16 +119,31 @@ def _unpickled(path: Path) -> object:
     # Opened first by us, so that a file we may not read says so itself.
     seen = _seen(path)
     try:
+        is_zip = zipfile.is_zipfile(path)
+        if is_zip:
+            _check_sums(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except UnpicklingError as error:
         if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise ValueError(f"{path}: refused, because loading it would run code ({found[1]})") from error
         raise ValueError(f"{path}: not a PyTorch weight file ({seen}unreadable pickle)") from error
     except Exception as error:
         # A damaged pickle can raise anything at all.
-        raise ValueError(f"{path}: not a whole PyTorch weight file ({seen}{_first_line(error)})") from error
+        is_said = isinstance(error, RuntimeError | EOFError | zipfile.BadZipFile)
+        why = _first_line(error) if is_said else "unreadable pickle"
+        raise ValueError(f"{path}: not a whole PyTorch weight file ({seen}{why})") from error
+
+
+def _check_sums(path: Path) -> None:
+    """Read a zip against its own checksums, which torch does not; an entry written without one (torch can) passes."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.CRC:
+                with archive.open(entry) as content:
+                    while content.read(2**20):
+                        pass
 
 
 _MAGIC: dict[str, Callable[[bytes], bool]] = {

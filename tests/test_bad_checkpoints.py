@@ -141,6 +141,30 @@ CHECKPOINTS = {
         "pytorch_model.bin",
         "not a table of named tensors",
     ),
+    "neox: a word for its architectures": (
+        "neox",
+        _config(architectures=16),
+        "config.json",
+        "architectures must be a list of names, not 16",
+    ),
+    "neox: more layers than tensors": (
+        "neox",
+        _config(num_hidden_layers=10**30),
+        "config.json",
+        "num_hidden_layers is 1000000000000000000000000000000, but the weights are only",
+    ),
+    "neox: complex weights": (
+        "neox",
+        _safe_tensors(lambda t: t.update({NEOX_WEIGHT: t[NEOX_WEIGHT].to(torch.complex64)})),
+        "model.safetensors",
+        f"{NEOX_WEIGHT} is torch.complex64, no float dtype",
+    ),
+    "neox: an endless name": (
+        "neox",
+        _safe_tensors(lambda t: t.update({"x" * 5000: torch.ones(2)})),
+        "",
+        "1 unknown weights: 'xxx.*xxx…",
+    ),
     "neox: a weight missing": (
         "neox",
         _safe_tensors(lambda t: t.pop(NEOX_WEIGHT)),
@@ -165,7 +189,12 @@ CHECKPOINTS = {
         "",
         f"{NEOX_WEIGHT} holds NaN or infinite values",
     ),
-    "neox: cut short": ("neox", bytes_changed("model.safetensors", _half), "", "transformers can't load"),
+    "neox: cut short": (
+        "neox",
+        bytes_changed("model.safetensors", _half),
+        "model.safetensors",
+        "not a whole safetensors",
+    ),
     "neox: no such architecture": ("neox", _config(model_type="gpt_neoxx"), "", "model type `gpt_neoxx`"),
     "neox: code of its own": (
         "neox",
@@ -233,6 +262,10 @@ TOKENIZERS = {
     "no end of text": (
         bytes_changed("tokenizer.json", lambda b: b.replace(b"<|endoftext|>", b"<|text|>")),
         "none of the end-of-text",
+    ),
+    "a folder in its place": (
+        lambda folder: ((folder / "tokenizer.json").unlink(), (folder / "tokenizer.json").mkdir()),
+        "tokenizer.json is not a tokenizer.json",
     ),
     "a config that names no end of text": (
         lambda folder: (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}'),

@@ -59,6 +59,17 @@ def cut(name, fraction):
     return damage
 
 
+def flipped(name, place):
+    """A damage: one bit, at this share of the file."""
+
+    def damage(folder):
+        content = bytearray((folder / name).read_bytes())
+        content[int(len(content) * place)] ^= 1
+        (folder / name).write_bytes(content)
+
+    return damage
+
+
 def saved(content, name="pytorch_model.bin"):
     """A damage: another object in the .bin."""
     return lambda folder: torch.save(content, folder / name)
@@ -82,6 +93,11 @@ BAD = [
     ("ssm", lambda folder: (folder / "config.json").unlink(), "no config.json here"),
     ("ssm", write("config.json", b"{"), r"config\.json: not JSON \(Expecting"),
     ("ssm", write("config.json", b"\xff\xfe\x00"), r"config\.json: not JSON"),
+    ("ssm", write("config.json", b"null"), r"config\.json: must hold a JSON object, not null"),
+    ("ssm", write("config.json", b"[" * 100_000), r"config\.json: not JSON \(maximum recursion"),
+    ("ssm", write("config.json", b'{"n_layer": ' + b"9" * 5000 + b"}"), r"config\.json: not JSON \(Exceeds the limit"),
+    ("ssm", write("config.json", b'{"a": 1, "a": 2}'), r"config\.json: not JSON \('a' stands twice in one object\)"),
+    ("ssm", config(d_model="x" * 5000), r"config\.json: d_model must be a positive integer, not 'x{79}…$"),
     ("ssm", write("config.json", b"[1]"), r"config\.json: must hold a JSON object, not a list"),
     ("ssm", write("config.json", b"{}"), r"config\.json: has neither model_type"),
     ("ssm", config(n_layer=...), r"config\.json: n_layer missing"),
@@ -113,6 +129,9 @@ BAD = [
     ("ssm", write("pytorch_model.bin", b"<html>404</html>"), BIN + "not a PyTorch weight file.*a web page"),
     ("ssm", write("pytorch_model.bin", pickle.dumps([1.0])), BIN + "not a PyTorch weight file"),
     ("ssm", write("pytorch_model.bin", os.urandom(64)), BIN + "not a (whole )?PyTorch weight file"),
+    ("ssm", flipped("pytorch_model.bin", 0.5), BIN + r"not a whole PyTorch weight file \(.*Bad CRC-32"),
+    ("ssm", write("pytorch_model.bin", b"NaN"), BIN + r"not a whole PyTorch weight file \(unreadable pickle\)"),
+    ("ssm", saved(None), BIN + "holds nothing, not a table of named tensors"),
     ("ssm", saved([torch.ones(2)]), BIN + "holds a list, not a table of named tensors"),
     ("ssm", saved({"state_dict": {}, "epoch": 3}), BIN + "holds a dict with 'state_dict', 'epoch', not a table"),
     (
@@ -132,7 +151,15 @@ BAD = [
         index({"weight_map": {NORM: "code.bin"}}),
         INDEX + r"names the shard 'code\.bin', which is no \.safetensors",
     ),
+    (
+        "hf",
+        index({"weight_map": {NORM: "a\nb.safetensors"}}),
+        INDEX + r"names the shard 'a\\nb\.safetensors', which is",
+    ),
+    ("hf", index({"weight_map": {NORM: "x" * 300 + ".safetensors"}}), INDEX + r"names the shard 'x{79}…, which is no"),
     # The tensors
+    ("ssm", weights(lambda t: t.update({"a\nb": torch.ones(1)})), BIN + r"tensors that.*1 unknown \('a\\nb'\)"),
+    ("ssm", weights(lambda t: t.update({"x" * 999: torch.ones(1)})), BIN + r"tensors that.*1 unknown \('x{79}…\)"),
     ("ssm", weights(lambda t: t.update(extra=torch.ones(1))), BIN + r"tensors that do not fit.*1 unknown \(extra\)"),
     ("ssm", weights(lambda t: t.pop(A_LOG)), BIN + rf"tensors that do not fit.*1 missing \({A_LOG}\)"),
     (
@@ -178,6 +205,24 @@ def test_a_shard_may_not_repeat_a_tensor(hf):
     save_file(rest | {min(twice): twice[min(twice)]}, hf / "model-00002-of-00002.safetensors")
     with pytest.raises(ValueError, match=rf"00002\.safetensors: holds {min(twice)}, which another shard holds too"):
         checkpoint.load(hf)
+
+
+def test_a_bin_written_without_checksums_is_read(ssm):
+    want = {name: tensor.clone() for name, tensor in checkpoint.load(ssm).state_dict().items()}
+    tensors = torch.load(ssm / "pytorch_model.bin", weights_only=True)
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(tensors, ssm / "pytorch_model.bin")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert all(torch.equal(tensor, want[name]) for name, tensor in checkpoint.load(ssm).state_dict().items())
+
+
+def test_a_tied_embedding_of_eight_bits_is_its_own_head(ssm):
+    name = "backbone.embedding.weight"
+    edit_weights(ssm, lambda t: t.update({n: t[name].to(torch.float8_e5m2).float() for n in (name, "lm_head.weight")}))
+    edit_weights(ssm, lambda t: t.update({name: t[name].to(torch.float8_e5m2)}))
+    assert checkpoint.load(ssm).lm_head.weight.dtype == torch.float32
 
 
 def test_values_too_large_for_the_dtype_are_named(hf):

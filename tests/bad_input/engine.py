@@ -26,6 +26,8 @@ UNCLEAR = re.compile(
     r"'\w+' object|NoneType|not subscriptable|unsupported operand|positional argument|embedded null|0x[0-9a-f]{6}|"
     r"index out of range|Traceback|has no attribute|unhashable|not iterable|INTERNAL ASSERT|C\+\+"
 )
+# A phrase of ours around whatever another library said of the file or folder that it names.
+FOREIGN = re.compile(r"transformers can't load /")
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Try:
 
 
 def campaign(kind: Kind, judge: Callable[[Any], Verdict], *, seed: int, draws: int) -> list[Try]:
-    """Draw `draws` cases of each sort (times its weight) from the seed and judge each; what was tried already is out."""
+    """Draw `draws` cases of each sort (times its weight) from the seed and judge each; a second try counts once."""
     tries: dict[str, Try] = {}
     for number, (sort, cases) in enumerate(kind.sorts.items()):
         for case in _drawn(cases, seed=seed * 1000 + number, draws=max(1, round(draws * kind.weights.get(sort, 1)))):
@@ -110,7 +112,7 @@ def said(message: str, *names: str, content: bytes = b"") -> Verdict:
     why = None
     if not message.strip() or "\n" in message.strip():
         why = f"{len(message.strip().splitlines())} lines"
-    elif found := UNCLEAR.search(message):
+    elif (found := UNCLEAR.search(message)) and not FOREIGN.match(message):
         why = f"says {found[0]!r}"
     elif len(message) > 1500:
         why = f"{len(message)} characters"
