@@ -68,6 +68,35 @@ def bench_zero_shot(checkpoint: str, tasks: str, peers: bool, repeats: int, out:
     click.echo(bench.write(Path(out), f"Zero-shot evaluation on the {options['device'].upper()}", records))
 
 
+@bench.command("host")
+@click.option("--tasks", default="arc_easy", show_default=True, help="Comma-separated names among the six.")
+@click.option("--limit", type=int, help="Only the first N documents of each task.")
+@click.option("--data", metavar="DIR", help="Read data sets offline from DIR, laid out like the hub.")
+@click.option("--checkpoint", default="", help="A Mamba checkpoint; default: a fresh one, 4 layers, d_model 256.")
+@click.option("--tokenizer", metavar="PATH", help="A tokenizer.json, a directory or a hub id.")
+@click.option("--split", default=100, show_default=True, metavar="N", help="Documents scored with the model; 0: none.")
+@click.option("--repeats", default=3, show_default=True, help="Runs of each side, at least 2.")
+@click.option("--out", default="runs/bench-host", show_default=True, metavar="DIR")
+def bench_host(checkpoint: str, tasks: str, split: int, repeats: int, out: str, **options: Any) -> None:
+    """lm-eval's own part of an evaluation, with a model that answers at once: as it is, and as it runs here."""
+    go_offline(hub=False, data=options["data"] is not None)
+    from . import bench, bench_host
+    from .store import check_folder
+    from .zero_shot import Settings
+
+    names = tuple(t.strip() for t in tasks.split(",") if t.strip())
+    settings = Settings(model=checkpoint, tasks=names, dtype="float32", **options)
+    check_folder(out)
+    records = bench_host.run(
+        settings,
+        repeats=repeats,
+        split=split,
+        command=command_line(),
+        say=lambda line: click.echo(line, err=True),
+    )
+    click.echo(bench.write(Path(out), "lm-eval's own part of an evaluation", records))
+
+
 @bench.command("model")
 @click.option("--device", type=click.Choice(["cpu"]), default="cpu", show_default=True)
 @click.option("--case", "cases", multiple=True, metavar="CASE", help="training, forward or long; may be repeated.")
@@ -87,3 +116,16 @@ def bench_model(device: str, cases: tuple[str, ...], peer_seconds: float, out: s
     check_folder(out)
     records = bench_model.run(settings, command=command_line(), say=lambda line: click.echo(line, err=True))
     click.echo(bench.write(Path(out), f"Whole models on the {device.upper()}", records))
+
+
+@bench.command("profile")
+@click.option("--case", "cases", multiple=True, metavar="CASE", help="training or forward; default: both.")
+@click.option("--backward", is_flag=True, help="Also forward + backward of the 130m shape.")
+@click.option("--rounds", type=click.IntRange(3), default=5, show_default=True, help="Calls that are averaged.")
+def bench_profile(cases: tuple[str, ...], backward: bool, rounds: int) -> None:
+    """Where our own time goes in what `bench model` times, part by part; nothing is recorded."""
+    from . import bench_model, bench_profile
+
+    settings = bench_model.Settings(cases=cases or bench_profile.CASES, backward=backward)
+    for workload in settings.workloads():
+        click.echo(bench_profile.run(workload, rounds=rounds).markdown())

@@ -31,7 +31,7 @@ def load_tasks(names: Sequence[str], data: Path | None) -> dict[str, Any]:
     read, none at all, or two tasks of one name.
     """
     specs = [_read_task_file(name) if name.endswith((".yaml", ".yml")) else name for name in names]
-    manager = _manager(all(isinstance(spec, dict) or spec in TASKS for spec in specs))
+    manager = index(all(isinstance(spec, dict) or spec in TASKS for spec in specs))
     for spec in specs:
         if isinstance(spec, str) and not Path(spec).is_absolute():
             _check_known(spec, manager.all_tasks)
@@ -47,7 +47,7 @@ def load_tasks(names: Sequence[str], data: Path | None) -> dict[str, Any]:
 
 
 @cache
-def _manager(six_only: bool) -> Any:
+def index(six_only: bool) -> Any:
     """lm-eval's index of task files: all of them take seconds to read, those of the six tasks milliseconds."""
     import lm_eval.tasks
 
