@@ -9,6 +9,8 @@ import click
 
 from .invocation import command_line, go_offline
 
+PROFILED = ("training", "forward")
+
 
 @click.group()
 def bench() -> None:
@@ -119,13 +121,13 @@ def bench_model(device: str, cases: tuple[str, ...], peer_seconds: float, out: s
 
 
 @bench.command("profile")
-@click.option("--case", "cases", multiple=True, metavar="CASE", help="training or forward; default: both.")
+@click.option("--case", "cases", multiple=True, type=click.Choice(PROFILED), help="May be repeated; default: both.")
 @click.option("--backward", is_flag=True, help="Also forward + backward of the 130m shape.")
 @click.option("--rounds", type=click.IntRange(3), default=5, show_default=True, help="Calls that are averaged.")
 def bench_profile(cases: tuple[str, ...], backward: bool, rounds: int) -> None:
     """Where our own time goes in what `bench model` times, part by part; nothing is recorded."""
     from . import bench_model, bench_profile
 
-    settings = bench_model.Settings(cases=cases or bench_profile.CASES, backward=backward)
+    settings = bench_model.Settings(cases=cases or PROFILED, backward=backward)
     for workload in settings.workloads():
         click.echo(bench_profile.run(workload, rounds=rounds).markdown())
