@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -44,14 +45,10 @@ cli.add_command(bench)
 def eval_command(models: tuple[str, ...], tasks: str | None, out: str, **options: Any) -> None:
     """Evaluate MODELs (a directory, a hub id, or a name of `mambalab models`) and print the table."""
     go_offline(hub=options["offline"], data=options["offline"] or options["data"] is not None)
-    from .tokenizer import load_tokenizer
-    from .zero_shot import TASKS, Settings, evaluate, find_model
+    from .zero_shot import TASKS, Settings, check_models, evaluate
 
     chosen = [Settings(model=model, tasks=split_names(tasks) or TASKS, **options) for model in models]
-    # All before the first, whose evaluation may take hours.
-    folders = [find_model(settings)[0] for settings in chosen]
-    for settings, folder in zip(chosen[1:], folders[1:], strict=True):
-        load_tokenizer(settings.tokenizer, folder, offline=settings.offline)
+    check_models(chosen)
     runs = [evaluate(settings, Path(out), command=command_line()) for settings in chosen]
     _print_report(runs, None, ())
     for run in runs:
@@ -235,11 +232,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("MAMBALAB_TRACEBACK"):
             raise
-        if isinstance(error, OSError) and error.filename is not None:
-            _fail(f"{error.filename}: {error.strerror}")
+        if isinstance(error, OSError) and error.strerror is not None:
+            # A write that fails does not say where; our own files do.
+            _fail(f"{error.filename or 'writing to the output'}: {error.strerror}")
         _fail(str(error))
 
 
 def _fail(message: str) -> None:
-    print("mambalab: " + " ".join(message.split()), file=sys.stderr)
+    # Where even this can't be written, the status still says it.
+    with contextlib.suppress(OSError):
+        print("mambalab: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(2)

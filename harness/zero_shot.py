@@ -151,7 +151,7 @@ def check_models(chosen: Sequence[Settings]) -> None:
     # The first one's are about to be read anyway.
     for settings, place in zip(chosen[1:], folders[1:], strict=True):
         load_tokenizer(settings.tokenizer, place, offline=settings.offline)
-        # Tensors are mapped, not read: this costs milliseconds.
+        # Tensors are mapped, not read; a .bin is read once, against its checksums.
         weight_files.read(place)
 
 
