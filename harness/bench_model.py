@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -246,32 +246,44 @@ def why_not(peer: Peer, candidate: Candidate, call_seconds: float) -> None:
 
 def measure(workload: Workload, settings: Settings) -> Measured:
     """One workload: checks first, then every candidate in turn."""
+    rows = {row.name: row for row in (US, *(PEERS if settings.peers else ()))}
+    missing = {name: reason for name, row in rows.items() if (reason := row.missing())}
+    present = [row for name, row in rows.items() if name not in missing]
+    candidates, errors, absent = _admitted(workload, present, settings)
+    return Measured(
+        workload=workload,
+        rows=tuple(rows[name] for name in candidates),
+        errors=errors,
+        absent=missing | absent,
+        times=bench.interleave({name: found.call() for name, found in candidates.items()}, repeats=settings.repeats),
+    )
+
+
+def _admitted(
+    workload: Workload, rows: Sequence[Peer], settings: Settings
+) -> tuple[dict[str, Candidate], dict[str, float], dict[str, str]]:
+    """The candidates that are right and quick enough, their errors, and why each other is left out.
+
+    The exact results and the weights of the others are gone before anything is timed.
+    """
     model, (tokens, labels) = drawn(workload.config, settings.seed), draw(workload, settings.seed)
 
     def candidate(network: Network) -> Candidate:
         return Candidate(network=network, workload=workload, tokens=tokens, labels=labels)
 
-    rows = {row.name: row for row in (US, *(PEERS if settings.peers else ()))}
-    missing = {name: reason for name, row in rows.items() if (reason := row.missing())}
-    candidates = {name: candidate(row.load()(model)) for name, row in rows.items() if name not in missing}
+    candidates = {row.name: candidate(row.load()(model)) for row in rows}
     wanted = candidate(our_network(model, backend="reference", dtype=torch.float64)).find()
     errors, absent = bench.admit(
         {name: partial(check, name, found, wanted) for name, found in candidates.items()},
         limits={
-            name: partial(why_not, rows[name], found, settings.call_seconds)
-            for name, found in candidates.items()
-            if name != OURS
+            row.name: partial(why_not, row, candidates[row.name], settings.call_seconds)
+            for row in rows
+            if row.name != OURS
         },
         call_seconds=settings.call_seconds,
         place=f"{workload}, {workload.metric}",
     )
-    return Measured(
-        workload=workload,
-        rows=tuple(row for name, row in rows.items() if name in errors),
-        errors=errors,
-        absent=missing | absent,
-        times=bench.interleave({name: candidates[name].call() for name in errors}, repeats=settings.repeats),
-    )
+    return {name: candidates[name] for name in errors}, errors, absent
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,9 +60,10 @@ def _torch_loop() -> Build:
 
 
 def _transformers() -> Build:
-    logging.getLogger("transformers").setLevel(logging.ERROR)
     from transformers import MambaConfig, MambaForCausalLM
 
+    # After the import, which sets its own. It would tell of kernels that no CPU has.
+    logging.getLogger("transformers").setLevel(logging.ERROR)
     our_name, their_name = layouts.MAMBA_SSM.embedding, layouts.HF.embedding
 
     def build(model: Mamba) -> Network:
