@@ -17,7 +17,7 @@ from lm_eval.api.model import LM
 from ..reports.record import Record
 from . import parity, task_files
 from .bench import RedCheck
-from .bench_zero_shot import FRESH, SEED, fresh, inside
+from .bench_zero_shot import fresh, inside, made_for_the_run
 from .lm_eval_host import as_it_is, done_once
 from .task_files import TASKS, load_tasks, reading_from, task_digest
 from .zero_shot import Settings, check_data, open_model, run_provenance, run_tasks
@@ -84,8 +84,7 @@ def run(
         tasks = load_tasks(chosen.tasks, _directory(chosen))
         origin = run_provenance(chosen, lm, tasks, digests, command)
         if not settings.model:
-            shape = ", ".join(f"{name} {value}" for name, value in FRESH.items())
-            origin["checkpoint"] |= {"source": "made for the run", "note": f"random weights, {shape}, seed {SEED}"}
+            origin["checkpoint"] |= made_for_the_run()
         rows = [*_both_sides(chosen, lm, tasks, repeats, say)]
         if split:
             rows += _parts(chosen, lm, tasks, min(split, chosen.limit or split), repeats)

@@ -79,19 +79,12 @@ def run(
         }
         origin = run_provenance(chosen, lm, whole, digests, command)
         if not settings.model:
-            origin["checkpoint"] |= {
-                "source": "made for the run",
-                "note": f"random weights, {_words(FRESH)}, seed {SEED}",
-            }
+            origin["checkpoint"] |= made_for_the_run()
         sides = {OURS: lm, STOCK: parity.stock_adapter(lm)}
         measured = _measure(chosen, tasks, sides, repeats if peers else 0, say)
         if not peers:
             measured = _measure(chosen, tasks, {OURS: lm}, repeats, say)
     return list(records(settings, measured, origin, batch_size=sides[STOCK].batch_size))
-
-
-def _words(shape: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in shape.items())
 
 
 def fresh(folder: Path) -> Path:
@@ -100,6 +93,12 @@ def fresh(folder: Path) -> Path:
     from ..models.registry import MambaConfig
 
     return checkpoint.save(Mamba(MambaConfig(**FRESH), seed=SEED), folder)
+
+
+def made_for_the_run() -> dict[str, str]:
+    """What the records say of a `fresh` checkpoint, whose folder is gone after the run."""
+    shape = ", ".join(f"{name} {value}" for name, value in FRESH.items())
+    return {"source": "made for the run", "note": f"random weights, {shape}, seed {SEED}"}
 
 
 def _measure(
