@@ -21,30 +21,8 @@ from mambalab.harness.answers import Answers
 from mambalab.harness.lm import MambaLM
 from mambalab.harness.store import folder, held, write_text
 from mambalab.harness.transformers_lm import HFLM, TransformersLM
+from resume_tasks import WORDS, write_tasks
 
-SAMPLED = """
-task: own_sampled
-dataset_path: json
-dataset_kwargs: {data_files: {test: documents.jsonl}}
-output_type: generate_until
-test_split: test
-doc_to_text: "{{text}}"
-doc_to_target: "{{text}}"
-repeats: 8
-generation_kwargs: {until: ["\\u0001"], max_gen_toks: 3, do_sample: true, temperature: 1.5}
-metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
-"""
-ROLLING = """
-task: own_rolling
-dataset_path: json
-dataset_kwargs: {data_files: {test: documents.jsonl}}
-output_type: loglikelihood_rolling
-test_split: test
-doc_to_text: ""
-doc_to_target: "{{text}}"
-metric_list: [{metric: byte_perplexity}]
-"""
-WORDS = ["The crew lifts the boat", "A lamp stood on the long table", "Nobody saw the sea"]
 # Two models, 7 files each, records.jsonl the last of them.
 FAULTS = [("append", 2), ("rename", 2), ("rename", 7), ("renamed", 7), ("append", 2)]
 
@@ -68,14 +46,11 @@ def results(out: Path) -> dict[str, bytes]:
 
 
 def test_a_killed_evaluation_ends_in_the_bytes_of_an_undisturbed_one(places, tmp_path):
-    lines = [json.dumps({"text": text}) + "\n" for text in WORDS]
-    (tmp_path / "documents.jsonl").write_text("".join(lines))
-    (tmp_path / "sampled.yaml").write_text(SAMPLED)
-    (tmp_path / "rolling.yaml").write_text(ROLLING)
+    own = ",".join(map(str, write_tasks(tmp_path)))
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     arguments = ["eval", places["mamba"], places["neox"], "--data", places["data"], "--limit", 2, "--out", "runs"]
-    arguments += ["--tasks", f"piqa,{tmp_path / 'sampled.yaml'},{tmp_path / 'rolling.yaml'}", "--batch-tokens", 256]
+    arguments += ["--tasks", f"piqa,{own}", "--batch-tokens", 256]
     faults = [("a", "none", 0), *(("b", *fault) for fault in FAULTS), ("b", "none", 0)]
     assert drive(arguments, faults, tmp_path) == [0, *[-signal.SIGKILL] * len(FAULTS), 0]
     undisturbed, disturbed = results(tmp_path / "a" / "runs"), results(tmp_path / "b" / "runs")
