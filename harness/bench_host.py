@@ -24,8 +24,9 @@ from .zero_shot import Settings, check_data, open_model, run_provenance, run_tas
 
 OURS, STOCK = "mambalab", "lm-eval"
 TIMED = {
-    OURS: "lm-eval with its repeated work done once, an index of the asked tasks' folders alone, and our adapter's "
-    "tokenising in batches",
+    OURS: "lm-eval with its repeated work done once, an index of the six tasks' folders alone, our adapter's way of "
+    "tokenising; an evaluation goes from loaded tasks to lm-eval's results and samples, which are the same to the "
+    "byte, with a model that answers at once",
     STOCK: "lm-eval as its own command runs it: its evaluator, its index of all tasks, its hf adapter's tokenising; "
     "neither side bootstraps standard errors, which would only add to it",
 }
@@ -49,13 +50,12 @@ class Instant(LM):
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table: seconds of each run by side, how much they were about, and what the measure is."""
+    """One line of the table: seconds of each run by side, and how much they were about."""
 
     task: str
     metric: str
     seconds: Mapping[str, Sequence[float]]
     counts: Mapping[str, int]
-    what: str | None = None
 
 
 def run(
@@ -98,7 +98,7 @@ def _directory(settings: Settings) -> Path | None:
 def _both_sides(
     settings: Settings, lm: Any, tasks: dict[str, Any], repeats: int, say: Callable[[str], None]
 ) -> Iterator[Row]:
-    names = ", ".join(settings.tasks)
+    names = f"all {len(settings.tasks)} tasks" if len(settings.tasks) > 1 else settings.tasks[0]
     requests: list[Any] = []
     for name, task in tasks["tasks"].items():
         calls = {
@@ -109,8 +109,7 @@ def _both_sides(
         requests += task.instances
         documents = len({request.doc_id for request in task.instances})
         counts = {"documents": documents, "requests": len(task.instances)}
-        what = "from loaded tasks to lm-eval's results and samples, with a model that answers at once"
-        yield Row(task=f"{name}, {documents} documents", metric=EVALUATION, seconds=seconds, counts=counts, what=what)
+        yield Row(task=f"{name}, {documents} documents", metric=EVALUATION, seconds=seconds, counts=counts)
     calls = {OURS: lambda: _loaded(settings), STOCK: lambda: _loaded_by_stock(settings)}
     yield Row(task=names, metric=LOADING, seconds=in_turn(names, LOADING, calls, repeats, say), counts={})
     stock = parity.stock_adapter(lm)
@@ -225,13 +224,12 @@ def records(settings: Settings, rows: Sequence[Row], origin: dict[str, Any]) -> 
         real = STOCK not in row.seconds
         for side, runs in row.seconds.items():
             own = {} if real else {"backend": "none: lm-eval's own part, no model", "kernel": None}
-            said = {"what": row.what} if row.what and side == OURS else {}
             yield Record(
                 experiment="bench-host",
                 model=side,
                 task=row.task,
                 metric=row.metric,
-                setting={"limit": settings.limit, "timed": TIMED[side], "runs": list(runs)} | said | dict(row.counts),
+                setting={"limit": settings.limit, "timed": TIMED[side], "runs": list(runs)} | dict(row.counts),
                 seed=settings.seed,
                 value=statistics.median(runs),
                 n=len(runs),
