@@ -98,7 +98,7 @@ def _directory(settings: Settings) -> Path | None:
 def _both_sides(
     settings: Settings, lm: Any, tasks: dict[str, Any], repeats: int, say: Callable[[str], None]
 ) -> Iterator[Row]:
-    names = f"all {len(settings.tasks)} tasks" if len(settings.tasks) > 1 else settings.tasks[0]
+    names = settings.tasks[0] if len(settings.tasks) == 1 else f"all {len(settings.tasks)} tasks"
     requests: list[Any] = []
     for name, task in tasks["tasks"].items():
         calls = {
