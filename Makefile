@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types format clean
+.PHONY: demo test check lint types format clean kill-campaign bad-input-campaign
 
 demo: $(READY)
 	$(BIN)/mambalab demo
@@ -20,6 +20,10 @@ lint: $(READY)
 
 types: $(READY) build/ns/mambalab
 	$(BIN)/pyright
+
+# 50 SIGKILLs and a handful of full disks; a few minutes on a quiet machine.
+kill-campaign: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/kill_campaign.py --kills 50 --seed 0 --out reports/results/kill-campaign
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -37,6 +41,10 @@ $(READY): pyproject.toml constraints.txt
 build/ns/mambalab:
 	mkdir -p build/ns
 	ln -sfn ../.. $@
+
+# Hundreds of bad inputs, each in a process that may die of it; fails where one is neither right nor one clear line.
+bad-input-campaign: $(READY)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -W ignore -m bad_input --out reports/results/bad-input
 
 clean:
 	rm -rf build dist *.egg-info
