@@ -223,7 +223,7 @@ def records(settings: Settings, rows: Sequence[Row], origin: dict[str, Any]) -> 
     for row in rows:
         real = STOCK not in row.seconds
         for side, runs in row.seconds.items():
-            own = {} if real else {"backend": "none: lm-eval's own part, no model", "kernel": None}
+            own = {} if real else {"backend": "none (no model)", "kernel": None}
             yield Record(
                 experiment="bench-host",
                 model=side,
