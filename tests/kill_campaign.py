@@ -52,12 +52,11 @@ AIMS = {START: 1, SCORING: 5, WRITING: 4}
 LATE_SECONDS = 0.004
 
 
-def kill_once(case: Case, folder: Path, fresh: bool, random_: random.Random) -> str | None:
-    """Start the command and kill it at a random moment; the phase that its run was in, None where it had ended."""
+def kill_once(case: Case, folder: Path, aim: str, fresh: bool, random_: random.Random) -> str | None:
+    """Start the command and kill it about then; the phase that its run was in, None where it had ended."""
     run = random_.choice([run for run in case.stored if phase({}, state(folder, run)) != AFTER])
-    aim = random_.choices(list(AIMS), list(AIMS.values()))[0]
     before = state(folder, run)
-    enough = random_.uniform(stored(before), case.stored[run])
+    enough = stored(before) + random_.uniform(0, 0.6) * (case.stored[run] - stored(before))
     files_enough = random_.randint(1, sum(name.startswith(run) for name in case.undisturbed))
     process = start(case, folder) if fresh else Forked(case.arguments, folder)
     if aim == START:
@@ -83,8 +82,10 @@ def kills(case: Case, folder: Path, wanted: int, random_: random.Random) -> Outc
     while left:
         place = folder / f"{case.name}-{outcome.runs}"
         place.mkdir()
-        for _ in range(min(left, random_.randint(3, 7))):
-            found = kill_once(case, place, outcome.starts % 5 == 0, random_)
+        aims = random_.choices(list(AIMS), list(AIMS.values()), k=min(left, random_.randint(3, 7)))
+        # Once it writes, a run has nothing left to score.
+        for aim in sorted(aims, key=WRITING.__eq__):
+            found = kill_once(case, place, aim, outcome.starts % 5 == 0, random_)
             outcome.starts += 1
             if found is None:
                 break
