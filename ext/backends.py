@@ -151,7 +151,8 @@ def _status(row: Backend) -> Status:
 def _row(name: str) -> Backend:
     rows = {row.name: row for row in BACKENDS}
     if name not in rows:
-        raise ValueError(f"unknown backend {name[:80]!r}; nearest: {', '.join(get_close_matches(name, rows) or rows)}")
+        text = str(name)[:80]
+        raise ValueError(f"unknown backend {text!r}; nearest: {', '.join(get_close_matches(text, rows) or rows)}")
     return rows[name]
 
 

@@ -194,6 +194,7 @@ def init(destination: str, like: str | None, seed: int, layout: Layout, **shape:
 
     from ..models import Mamba, checkpoint
     from ..models.registry import MambaConfig, spec
+    from .provenance import machine
     from .store import folder, write_text
 
     given = {name: value for name, value in shape.items() if value is not None}
@@ -203,6 +204,9 @@ def init(destination: str, like: str | None, seed: int, layout: Layout, **shape:
     if not isinstance(config, MambaConfig):
         raise ValueError(f"{like} is no Mamba")
     config = replace(config, **given)
+    memory = machine()["memory_gib"]
+    if memory and config.n_parameters * 4 > memory * 2**30:
+        raise ValueError(f"no memory for {config.n_parameters:,} parameters: here are {memory} GiB")
     with folder(destination, new=True):
         try:
             model = Mamba(config, seed=seed)
@@ -238,8 +242,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(error))
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, limit: int = 1000) -> None:
+    line = " ".join(message.split())
+    if len(line) > limit:
+        # The reason may stand at either end.
+        line = f"{line[: limit // 2]} … {line[-limit // 2 :]}"
     # Where even this can't be written, the status still says it.
     with contextlib.suppress(OSError):
-        print("mambalab: " + " ".join(message.split()), file=sys.stderr)
+        print(f"mambalab: {line}", file=sys.stderr)
     sys.exit(2)

@@ -60,7 +60,10 @@ def check_documents(directory: str | Path, task: str) -> int | None:
     tasks outside DATASETS and for data sets kept as Parquet: those are lm-eval's to read.
     """
     dataset = DATASETS.get(task)
-    if dataset is None or any(locate(directory, dataset.repo).rglob("*.parquet")):
+    if dataset is None:
+        _refuse_null(Path(directory))
+        return None
+    if any(locate(directory, dataset.repo).rglob("*.parquet")):
         return None
     count = 0
     for split in dataset.splits:
@@ -70,6 +73,16 @@ def check_documents(directory: str | Path, task: str) -> int | None:
         elif split == "train" or path.exists():
             _check_file(path, lambda document: None)
     return count
+
+
+def _refuse_null(directory: Path) -> None:
+    """A JSON file that begins with null would crash the process in the reader of `datasets`."""
+    for path in sorted(directory.glob("*/*/**/*.json*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                head = file.read(100).lstrip()
+            if head.startswith(b"null"):
+                raise ValueError(f"{path}:1: a JSON object is expected, not null")
 
 
 def _check_file(path: Path, check: Callable[[Document], None]) -> int:
@@ -130,7 +143,8 @@ def _field(document: Document, field: str, kind: type) -> Any:
         raise ValueError(f"no field {field!r}; it has {', '.join(map(repr, document))[:120] or 'none'}")
     value = document[field]
     if type(value) is not kind:
-        raise ValueError(f"{field!r} must be of type {kind.__name__}, not {type(value).__name__}")
+        found = "null" if value is None else type(value).__name__
+        raise ValueError(f"{field!r} must be of type {kind.__name__}, not {found}")
     return value
 
 

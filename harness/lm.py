@@ -51,7 +51,7 @@ def resolve_device(device: str | None, *, scans: bool = True) -> str:
     """
     if device is None:
         return "cuda" if torch.cuda.is_available() and not (scans and _cuda_cannot_scan()) else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,4})?", str(device)):
         raise ValueError(f"unknown device {device!r}; known: cpu, cuda, cuda:N")
     count = torch.cuda.device_count()
     if device != "cpu" and (torch.device(device).index or 0) >= count:

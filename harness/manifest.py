@@ -101,7 +101,7 @@ def _checked_files(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _table(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{name} must be an object, not {type(value).__name__}")
+        raise ValueError(f"{name} must be an object, not {'null' if value is None else type(value).__name__}")
     return value
 
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import inspect
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
@@ -16,6 +17,7 @@ from typing import Any
 
 from .errors import one_line, root
 from .lm_eval_host import in_rows
+from .task_settings import read_task_file
 
 # Mamba paper, Table 3, in its order of columns.
 TASKS = ("lambada_openai", "hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande")
@@ -30,7 +32,7 @@ def load_tasks(names: Sequence[str], data: Path | None) -> dict[str, Any]:
     Raises ValueError, one line that names the task: an unknown name, a file that is no task, documents that can't be
     read, none at all, or two tasks of one name.
     """
-    specs = [_read_task_file(name) if name.endswith((".yaml", ".yml")) else name for name in names]
+    specs = [read_task_file(name) if name.endswith((".yaml", ".yml")) else name for name in names]
     manager = index(all(isinstance(spec, dict) or spec in TASKS for spec in specs))
     for spec in specs:
         if isinstance(spec, str) and not Path(spec).is_absolute():
@@ -63,46 +65,6 @@ def _check_known(name: str, known: Sequence[str]) -> None:
         raise ValueError(f"unknown task {name!r}" + (f"; nearest: {', '.join(dict.fromkeys(near))}" if near else ""))
 
 
-def _read_task_file(name: str) -> dict[str, Any] | str:
-    """The settings in a task file, its relative files made absolute; of a group, which names other tasks, the path."""
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    path = Path(name).expanduser().resolve()
-    if not path.is_file():
-        raise ValueError(f"no task file at {name}")
-    try:
-        settings = load_yaml(path)
-    except Exception as error:
-        # The file may name Python functions, whose modules are then imported.
-        raise ValueError(f"task file {name} can't be read: {one_line(error, lines=4)}") from error
-    if "group" in settings:
-        return str(path)
-    required = ("task",) if {"class", "custom_dataset"} & settings.keys() else ("task", "dataset_path")
-    for key in required:
-        if not isinstance(settings.get(key), str):
-            raise ValueError(f"task file {name} needs {key}, a text, not {settings.get(key)!r}")
-    return _with_absolute_files(settings, path.parent)
-
-
-def _with_absolute_files(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Files named in the settings are looked for beside the task file, then in the current directory."""
-
-    def absolute(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: absolute(inner) for key, inner in value.items()}
-        if isinstance(value, list):
-            return [absolute(inner) for inner in value]
-        places = (folder / value, Path.cwd() / value) if isinstance(value, str) else ()
-        return next((str(place) for place in places if place.exists()), value)
-
-    given = dict(settings.get("dataset_kwargs") or {})
-    given |= {key: absolute(given[key]) for key in ("data_files", "data_dir") if key in given}
-    changed = {"dataset_kwargs": given} if given else {}
-    if str(settings.get("dataset_path")).startswith("."):
-        changed["dataset_path"] = absolute(settings["dataset_path"])
-    return settings | changed
-
-
 def _load(manager: Any, name: str, spec: dict[str, Any] | str, data: Path | None) -> dict[str, Any]:
     """What lm-eval makes of one name or task file, with at least one document in each of its tasks."""
     try:
@@ -117,6 +79,8 @@ def _load(manager: Any, name: str, spec: dict[str, Any] | str, data: Path | None
         raise ValueError(
             f"task {name} or its documents {where} can't be loaded: {type(cause).__name__}: {one_line(cause, lines=4)}"
         ) from error
+    if not counts:
+        raise ValueError(f"task {name} is a group of no tasks")
     if empty := [task_name for task_name, count in counts.items() if not count]:
         raise ValueError(f"task {empty[0]} has no documents")
     return found
@@ -153,14 +117,16 @@ def reading_from(data: Path | None) -> Iterator[None]:
     The hub is not asked for what is not there, whatever was imported before. The Arrow copies go to a folder of this
     run: a shared cache could hold other bytes under the same name.
     """
-    if data is None:
-        yield
-        return
     import datasets
     from datasets import config
     from huggingface_hub import constants
 
+    # What it would print stands in the error that it raises.
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    if data is None:
+        yield
+        return
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mambalab-"))
         stack.enter_context(contextlib.chdir(data))

@@ -46,6 +46,8 @@ def _from_file(path: Path) -> Any:
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a tokenizer.json: it is no plain file")
     try:
         fast = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:

@@ -63,9 +63,12 @@ def load(
         raise ValueError(f"dtype must be one of {', '.join(map(str, _DTYPES))}, not {dtype}")
     folder = find(name, revision=revision, offline=offline)
     kind, config = _read_config(folder)
-    model = Mamba(config, seed=None, backend=backend)
     source = weight_files.entry(folder)
     tensors = _renamed(weight_files.read(folder), kind, source)
+    if config.n_layer > len(tensors):
+        # Building so many would take forever, before the first of them was missed.
+        raise ValueError(f"{source}: {len(tensors)} tensors can't be {config.n_layer} layers, as config.json has it")
+    model = Mamba(config, seed=None, backend=backend)
     _check_tensors(tensors, model, source)
     tensors[_HEAD] = _head(tensors, config, source)
     model.load_state_dict(tensors, assign=True)

@@ -27,6 +27,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def read_bytes(path: Path) -> bytes:
     """The bytes of a file; what keeps it from being read, in one line."""
+    if path.is_char_device() or path.is_block_device():
+        raise ValueError(f"can't read {path}: a device, which may have no end")
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -62,7 +64,7 @@ def _parse(content: bytes, where: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: a JSON object is expected, not {type(value).__name__}")
+        raise ValueError(f"{where}: a JSON object is expected, not {'null' if value is None else type(value).__name__}")
     return value
 
 

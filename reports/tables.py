@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import bench, markdown, paired, parity, provenance, zero_shot
+from . import bad_input, bench, markdown, paired, parity, provenance, zero_shot
 from .bench import bench_table
 from .jsonl import write_whole
 from .published import scale
@@ -131,6 +131,8 @@ def _section(experiment: str, runs: Sequence[Run]) -> Section:
     records = [r for run in runs for r in run.records if r.experiment == experiment]
     if experiment == parity.EXPERIMENT:
         return _parity_section(records)
+    if experiment == bad_input.EXPERIMENT:
+        return _bad_input_section(records)
     make = _bench_section if experiment.startswith("bench") else _plain_section
     return make(experiment, records)
 
@@ -163,6 +165,15 @@ def _parity_section(records: Sequence[Record]) -> Section:
         title="Agreement with the stock adapter",
         table=markdown.table(parity.parity_table(records), left=("Model", "Task", "Near ties")),
         notes=parity.notes(records),
+        lines=_plain_lines(records),
+    )
+
+
+def _bad_input_section(records: Sequence[Record]) -> Section:
+    return Section(
+        title="Bad input",
+        table=markdown.table(bad_input.bad_input_table(records), left=("Kind", "Damage")),
+        notes=bad_input.notes(records),
         lines=_plain_lines(records),
     )
 

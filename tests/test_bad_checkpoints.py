@@ -141,6 +141,12 @@ CHECKPOINTS = {
         "pytorch_model.bin",
         "not a table of named tensors",
     ),
+    "config: more layers than tensors": (
+        "mamba",
+        _config(n_layer=2**31 - 1),
+        "pytorch_model.bin",
+        "tensors can't be 2147483647 layers, as config.json has it",
+    ),
     "neox: a word for its architectures": (
         "neox",
         _config(architectures=16),

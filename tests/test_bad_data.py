@@ -52,6 +52,7 @@ DOCUMENTS = {
         ":1: a JSON object is expected",
     ),
     "a field missing": ("piqa", _first(PIQA, goal=...), PIQA, ":1: no field 'goal'"),
+    "a field that is null": ("piqa", _first(PIQA, goal=None), PIQA, ":1: 'goal' must be of type str, not null"),
     "a field of the wrong type": ("piqa", _first(PIQA, goal=3), PIQA, ":1: 'goal' must be of type str, not int"),
     "a label out of range": ("piqa", _first(PIQA, label=2), PIQA, ":1: 'label' is '2', not one of 0, 1"),
     "no choices": ("arc_easy", _first(ARC, choices={"text": [], "label": []}), ARC, ":1: 'choices' must pair two"),
@@ -70,6 +71,12 @@ DOCUMENTS = {
         bytes_changed("baber/piqa/train.jsonl", lambda b: b'{"x": 1}\n'),
         "",
         "task piqa or its documents in",
+    ),
+    "null, in a set that is no one of the six": (
+        "boolq",
+        lambda folder: (folder / "baber/piqa/other.jsonl").write_text(" null"),
+        "baber/piqa/other.jsonl",
+        ":1: a JSON object is expected, not null",
     ),
     "code beside the documents": (
         "piqa",
@@ -105,6 +112,7 @@ MANIFESTS = {
     ),
     "a manifest cut short": (bytes_changed("manifest.json", lambda b: b[:-9]), "manifest.json: not JSON"),
     "a manifest that is a list": (_manifest("[]"), "manifest.json: a JSON object is expected, not list"),
+    "a manifest that is null": (_manifest("null"), "manifest.json: a JSON object is expected, not null"),
     "a manifest of nothing": (_manifest('{"files": {}}'), "manifest.json: it lists no files"),
     "a manifest that reaches outside": (
         _manifest(json.dumps({"files": {"../../etc/passwd": {"sha256": "0" * 64, "bytes": 1}}})),

@@ -61,6 +61,7 @@ CASES = {
     "a report on nothing": ("report {tmp}/none", "no file {tmp}/none"),
     "a report on an empty folder": ("report {tmp}/empty", "{tmp}/empty is not a run"),
     "a report on a checkpoint": ("report {mamba}", "{mamba} is not a run"),
+    "a report on a device without end": ("report /dev/zero", "can't read /dev/zero: a device, which may have no end"),
     "a report on some file": ("report {mamba}/config.json", "{mamba}/config.json is not an lm-eval results file"),
     "a pair with a stranger": ("report {run} --pair mamba stranger", "no run of 'stranger'; there are mamba"),
     "half a pair": ("report {run} --pair mamba", "Option '--pair' requires 2 arguments"),
@@ -85,6 +86,10 @@ CASES = {
     "no vocabulary": (f"{INIT} --vocab-size 0", "vocab_size must be a positive integer, not 0"),
     "more channels than integers": (f"{INIT} --d-model {10**20}", f"d_model must be less than 2^31, not {10**20}"),
     "more parameters than memory": (f"{INIT} --d-model {2**30}", "no memory for 7,", "parameters"),
+    "more layers than memory": (f"{INIT} --n-layer {2**31 - 1}", "no memory for ", "parameters: here are "),
+    "a name without end": (f"eval {'x' * 5000}", "xxx … xxx", "xxx: File name too long"),
+    "a number without end": (f"{EVAL} --limit {'1' * 5000}", f"'--limit': '{'1' * 400}", "1 … 1"),
+    "a device without end": (f"{EVAL} --device cuda:{'9' * 30}", "unknown device 'cuda:999"),
     "a seed below 0": (f"{INIT} --seed -1", "'--seed': -1 is not in the range"),
     "random weights over a checkpoint": ("init {mamba} --d-model 8 --n-layer 1", "{mamba} is not empty"),
     "an unknown command": ("evaluate {mamba}", "No such command 'evaluate'"),
@@ -168,12 +173,14 @@ MODEL_ARGS = {
         "tokens must be an integer, at least 1, not 'many'",
     ),
     "a word for a seed": ("pretrained={mamba},seed=lucky", "seed must be an integer", "not 'lucky'"),
+    "a number for a device": ("pretrained={mamba},device=0", "unknown device 0; known: cpu"),
+    "a number for a backend": ("pretrained={mamba},backend=nan", "unknown backend 'nan'"),
     "a number for a dtype": ("pretrained={mamba},dtype=16", "unknown dtype 16"),
 }
 
 
 @pytest.mark.parametrize(("given", "says"), [(g, s) for g, *s in MODEL_ARGS.values()], ids=MODEL_ARGS)
-def test_wrong_model_args_of_lm_eval_are_one_clear_line(places, given, says):
+def test_wrong_model_args_of_lm_eval_are_one_clear_line(places, unchecked, given, says):
     with pytest.raises(ValueError) as caught:  # noqa: PT011  (each case says what)
         MambaLM.create_from_arg_string(given.format(**places), {"device": None, "batch_size": 1})
     assert "\n" not in str(caught.value)

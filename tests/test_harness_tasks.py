@@ -188,10 +188,22 @@ BAD = {
     "no file": (None, "no task file at {path}"),
     "broken YAML": ("task: [a\nb: {", "task file {path} can't be read: "),
     "a list": ("- a\n- b\n", "task file {path} can't be read: Expected YAML dict"),
-    "nothing": ("", "task file {path} can't be read: "),
+    "nothing": ("", "task file {path} is empty"),
+    "a group of nothing": ("group: own\ntask: []\n", "task {path}"),
+    "a number for a list": (CHOICE + "filter_list: 1\n", "task file {path}: filter_list must be a list, not 1"),
+    "a word for a number": (CHOICE + "num_fewshot: many\n", "{path}: num_fewshot must be an integer, not 'many'"),
+    "truth for a number": (CHOICE + "repeats: true\n", "{path}: repeats must be an integer, not True"),
+    "less than no examples": (CHOICE + "num_fewshot: -1\n", "{path}: num_fewshot must be at least 0"),
+    "a metric without a name": (CHOICE.replace("metric: acc,", ""), "each entry of metric_list must name its metric"),
+    "a NUL in a name": (CHOICE.replace("[documents.jsonl]", '["\\0"]'), "{path} or its documents"),
     "an include that is not there": ("include: none.yaml\ntask: own\n", "none.yaml"),
     "a function that is not there": ("task: own\ndataset_path: json\ndoc_to_text: !function own.f\n", "own"),
     "no name": (CHOICE.replace("task: own_choice", ""), "task file {path} needs task, a text, not None"),
+    "a name that leads elsewhere": (
+        CHOICE.replace("own_choice", "../../own"),
+        "{path}: task must be a name that a file",
+    ),
+    "a name with a NUL": (CHOICE.replace("own_choice", '"a\\0b"'), "{path}: task must be a name", "not 'a\\x00b'"),
     "no documents' place": (CHOICE.replace("dataset_path: json", ""), "task file {path} needs dataset_path"),
     "an unknown kind": (CHOICE.replace("multiple_choice", "telepathy"), "{path} or its documents", "telepathy"),
     "an unknown split": (CHOICE.replace("test_split: test", "test_split: exam"), "{path} or its documents", "exam"),
@@ -223,6 +235,27 @@ def test_a_bad_task_file_is_one_clear_line(places, tasks, tmp_path, text, says):
     assert all(part.format(path=path) in line for part in says)
     # What the model has answered by then is kept for the next attempt.
     assert {name: size for name, size in files(tmp_path).items() if "answers-" not in name} == before
+
+
+@pytest.mark.parametrize("content", ["null", 'null\n{"text": "a"}', '{"text": "a"}\nnull', "[1]", "3", "{", "[{}, 3]"])
+def test_documents_that_are_no_json_objects_are_refused_before_they_crash_the_reader(places, tasks, tmp_path, content):
+    own = shutil.copytree(tasks, tmp_path / "own")
+    (own / "documents.jsonl").write_text(content)
+    line = refused(mambalab("eval", places["mamba"], "--tasks", own / "choice.yaml", "--out", tmp_path / "out"))
+    assert str(own / "documents.jsonl") in line
+
+
+def test_documents_in_one_json_array_are_taken(places, tasks, tmp_path):
+    own = shutil.copytree(tasks, tmp_path / "own")
+    (own / "documents.jsonl").write_text('[{"text": "The crew"},\n{"text": "lifts"}]')
+    asked = ("--data", places["data"], "--tasks", own / "choice.yaml", "--out", tmp_path / "out")
+    assert mambalab("eval", places["mamba"], *asked).status == 0
+
+
+def test_a_task_file_that_links_to_itself_is_none(places, tmp_path):
+    (tmp_path / "own.yaml").symlink_to(tmp_path / "own.yaml")
+    asked = ("--tasks", tmp_path / "own.yaml", "--out", tmp_path / "out")
+    assert f"no task file at {tmp_path}/own.yaml" in refused(mambalab("eval", places["mamba"], *asked))
 
 
 def test_two_tasks_of_one_name_are_refused(places, tasks, tmp_path):

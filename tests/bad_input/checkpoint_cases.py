@@ -43,7 +43,8 @@ KEYS = (
     "quantization_config", "residual_in_fp32", "num_attention_heads", "", "attn_layer_idx", "d_intermediate", "dtype",
 )  # fmt: skip
 VALUES: tuple[Any, ...] = (
-    ..., None, True, False, 0, 1, 2, 3, 8, 16, 1023, 1024, 1025, -1, 2**31, 2**63, 10**30, 1e-5, 0.5, 1e400, math.nan,
+    ..., None, True, False, 0, 1, 2, 3, 8, 16, 1023, 1024, 1025, -1, 10**6, 2**31 - 1, 2**31, 2**63, 10**30, 1e-5,
+    0.5, 1e400, math.nan,
     8.0, "", "8", "auto", "mamba", "mamba2", "gpt_neox", "llama", "silu", "\0", "é\n", "x" * 5000, [], [8], {},
     {"a": 1},
 )  # fmt: skip
@@ -153,4 +154,4 @@ SORTS: dict[str, st.SearchStrategy[CheckpointCase]] = {
         damaged("flip", _flips, _bin, "tokenizer.json"), damaged("cut", SPOTS, _bin, "tokenizer.json", most=2)
     ),
 }
-KIND = Kind(name="checkpoint", sorts=SORTS, judge=judge, prepare=prepare)
+KIND = Kind(name="checkpoint", sorts=SORTS, judge=judge, draws=25, prepare=prepare)

@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,10 @@ UNCLEAR = re.compile(
     r"index out of range|Traceback|has no attribute|unhashable|not iterable|INTERNAL ASSERT|C\+\+"
 )
 # A phrase of ours around whatever another library said of the file or folder that it names.
-FOREIGN = re.compile(r"transformers can't load /")
+FOREIGN = re.compile(
+    r"transformers can't load /|task file \S+ can't be read: |"
+    r"task \S+( or its documents .* can't be loaded)?: \w+(Error|Invalid|Exception): "
+)
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,14 @@ class Kind:
 
     sorts    the damages, each with the strategy that draws its cases (picklable values)
     judge    tries a case and says what came of it; the folder holds what `prepare` left there
-    weights  how many times more of a sort are drawn than of the others
+    draws    how many cases of each sort a whole campaign draws
     """
 
     name: str
     sorts: Mapping[str, SearchStrategy[Any]]
     judge: Callable[[Any, Path], Verdict]
+    draws: int
     prepare: Callable[[Path], object] = _nothing
-    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,10 @@ class Try:
 
 
 def campaign(kind: Kind, judge: Callable[[Any], Verdict], *, seed: int, draws: int) -> list[Try]:
-    """Draw `draws` cases of each sort (times its weight) from the seed and judge each; a second try counts once."""
+    """Draw `draws` cases of each sort from the seed and judge each; what is the same content counts once."""
     tries: dict[str, Try] = {}
     for number, (sort, cases) in enumerate(kind.sorts.items()):
-        for case in _drawn(cases, seed=seed * 1000 + number, draws=max(1, round(draws * kind.weights.get(sort, 1)))):
+        for case in _drawn(cases, seed=seed * 1000 + number, draws=draws):
             verdict = judge(case)
             content = verdict.content or repr(case).encode()
             tries.setdefault(hashlib.sha256(content).hexdigest(), Try(sort, case, replace(verdict, content=b"")))

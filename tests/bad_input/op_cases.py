@@ -113,4 +113,4 @@ SORTS: dict[str, st.SearchStrategy[OpCase]] = {
     "no tensors": damaged("thing", st.sampled_from(tuple(THINGS))),
     "gradients asked for": damaged("asks gradient", st.none(), 2),
 }
-KIND = Kind(name="op", sorts=SORTS, judge=judge)
+KIND = Kind(name="op", sorts=SORTS, judge=judge, draws=40)

@@ -204,7 +204,6 @@ THINGS: dict[str, Callable[[Tensor], Any]] = {
     "sparse": lambda tensor: tensor.to_sparse(),
     "compressed": lambda tensor: torch.zeros(3, 4).to_sparse_csr(),
     "nested": lambda tensor: torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(1, 3)], layout=torch.jagged),
-    "quantised": lambda tensor: torch.quantize_per_tensor(torch.zeros(tensor.shape), 0.1, 0, torch.qint8),
 }
 OPTIONAL = ("D", "z", "delta_bias", "initial_state", "bias", "conv_bias")
 
