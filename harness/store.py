@@ -74,7 +74,7 @@ def folder(path: str | Path, *, new: bool = False) -> Iterator[None]:
 def held(path: Path) -> Iterator[None]:
     """`folder`, held by this process alone until the body ends or the process does, however it ends.
 
-    ValueError at once where another process holds it. Where the file system has no locks, a warning says so.
+    ValueError at once where another process holds it. Where there are no locks, a warning says so.
     """
     missing = _missing(path)
     descriptor = _locked(path)
@@ -84,13 +84,20 @@ def held(path: Path) -> Iterator[None]:
         _remove_empty(missing)
         raise
     finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
-def _locked(path: Path) -> int:
+def _locked(path: Path) -> int | None:
     """A descriptor of the folder, made if need be, that holds the lock on it; it leaves no file behind."""
-    import fcntl
-
+    unguarded = "%s can't be locked (%s): start nothing else on it"
+    try:
+        import fcntl
+    except ImportError:
+        # Windows, which can't open a folder either.
+        check_folder(path)
+        logging.getLogger("mambalab").warning(unguarded, path, "no flock here")
+        return None
     while True:
         check_folder(path)
         descriptor = os.open(path, os.O_RDONLY)
@@ -100,7 +107,7 @@ def _locked(path: Path) -> int:
             os.close(descriptor)
             raise ValueError(f"{path}: another process is at work on this run; wait for it or stop it") from None
         except OSError as error:
-            logging.getLogger("mambalab").warning("%s can't be locked (%s): start nothing else on it", path, error)
+            logging.getLogger("mambalab").warning(unguarded, path, error)
         # Its last holder may have failed and taken the folder away in between.
         if path.is_dir() and os.path.samestat(os.fstat(descriptor), path.stat()):
             return descriptor

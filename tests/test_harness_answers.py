@@ -142,7 +142,7 @@ def test_a_place_that_is_no_plain_file_is_refused(tmp_path, place):
 
 
 SETTINGS = Settings(model="m")
-ORIGIN = {name: "as usual" for name in (*keys.DECIDING, *keys.ROUNDING)} | {"checkpoint": {"digest": "c"}}
+ORIGIN = dict.fromkeys((*keys.DECIDING, *keys.ROUNDING), "as usual") | {"checkpoint": {"digest": "c"}}
 OTHERWISE = {
     "tasks": ("piqa",),
     "num_fewshot": 2,

@@ -106,6 +106,13 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
         assert "can't be locked" in caplog.text
 
 
+def test_a_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with held(tmp_path / "run"):
+        assert (tmp_path / "run").is_dir()
+    assert "can't be locked (no flock here)" in caplog.text
+
+
 def test_a_folder_made_for_what_fails_is_taken_away_and_one_with_a_file_stays(tmp_path):
     for guard in (folder, held):
         with pytest.raises(RuntimeError, match="fails"), guard(tmp_path / "a" / "b"):
