@@ -121,7 +121,9 @@ def records(found: Mapping[tuple[str, str], Outcome], by_name: Mapping[str, Case
     for (name, what), outcome in found.items():
         counts = {"starts": outcome.starts, "files compared": outcome.compared, "files that differ": outcome.differ}
         if outcome.kills:
-            counts |= {"kills": outcome.kills.total()} | {f"in {part}": outcome.kills[part] for part in (*AIMS, AFTER)}
+            counts |= {"kills": outcome.kills.total()} | {
+                f"in {part}": count for part, count in sorted(outcome.kills.items())
+            }
         ran = [json.loads(text) for path, text in by_name[name].undisturbed.items() if path.endswith("provenance.json")]
         origin = provenance(
             backend=", ".join(sorted({run["backend"] for run in ran})),
