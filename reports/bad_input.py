@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 EXPERIMENT = "bad-input"
+OUTCOMES = ("right answer", "one clear line", "defect")
 
 
 def bad_input_table(records: Sequence[Record]) -> pd.DataFrame:
@@ -25,7 +26,7 @@ def bad_input_table(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def _row(kind: str, sort: str, outcomes: dict[str, int]) -> dict[str, Any]:
-    counts = {name.capitalize(): f"{count:,}" for name, count in outcomes.items()}
+    counts = {name.capitalize(): f"{outcomes[name]:,}" for name in OUTCOMES}
     return {"Kind": kind, "Damage": sort, "Distinct inputs": f"{sum(outcomes.values()):,}", **counts}
 
 

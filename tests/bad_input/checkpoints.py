@@ -81,7 +81,7 @@ def _shard(folder: Path) -> None:
 def _write_neox(folder: Path) -> None:
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-    shape = {"vocab_size": 1024, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape: dict[str, Any] = {"vocab_size": 1024, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     torch.manual_seed(0)
     model = GPTNeoXForCausalLM(GPTNeoXConfig(**shape, intermediate_size=16, max_position_embeddings=64))
     model.save_pretrained(folder)

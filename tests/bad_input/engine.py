@@ -92,7 +92,7 @@ def _drawn(cases: SearchStrategy[Any], *, seed: int, draws: int) -> list[Any]:
         database=None,
         deadline=None,
         phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list(HealthCheck),  # type: ignore[reportArgumentType]
     )
     @given(cases)
     def draw(case: Any) -> None:

@@ -45,7 +45,7 @@ def _overlapping(tensor: Tensor) -> Tensor:
 
 def _negated(tensor: Tensor) -> Tensor:
     """The same numbers, negated lazily in memory."""
-    return torch._neg_view(tensor.neg())
+    return torch._neg_view(tensor.neg())  # type: ignore[reportPrivateImportUsage]
 
 
 def _conjugated(tensor: Tensor) -> Tensor:
@@ -125,6 +125,10 @@ SHAPES: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
+def _activation(given: Arguments) -> Tensor:
+    return given["u"] if "u" in given else given["x"]
+
+
 def dtype(given: Arguments, name: str, how: str) -> Rule:
     """Another dtype for one tensor; beside a complex A, or for a whole filter, some are right."""
     tensor = given[name]
@@ -133,7 +137,7 @@ def dtype(given: Arguments, name: str, how: str) -> Rule:
     if changed == tensor.dtype:
         given[name] = tensor
         return Fine
-    activation = given.get("u", given.get("x"))
+    activation = _activation(given)
     wide = torch.float64 if activation.dtype == torch.float64 else torch.float32
     alone = name in ("weight", "conv_weight") and given.get("bias", given.get("conv_bias")) is None
     if alone and changed == wide:
@@ -158,7 +162,7 @@ def device(given: Arguments, name: str, how: str) -> Rule:
 
 def packing(given: Arguments, name: str, how: tuple[str, Any]) -> Rule:
     what, content = how
-    length = given.get("u", given.get("x")).shape[1]
+    length = _activation(given).shape[1]
     bounds = torch.tensor(content, dtype=torch.int32) if what == "bounds" else None
     if what == "dtype":
         bounds = torch.tensor([0, length]).to(getattr(torch, content))
@@ -168,7 +172,7 @@ def packing(given: Arguments, name: str, how: tuple[str, Any]) -> Rule:
         bounds = torch.tensor([round(length * share) for share in content], dtype=torch.int32)
     given["cu_seqlens"] = bounds
     given["initial_state"] = None
-    tensor = given.get("u", given.get("x"))
+    tensor = _activation(given)
     is_right = (
         tensor.shape[0] == 1
         and bounds is not None

@@ -159,7 +159,8 @@ def _gradient_differences(op: str, given: Arguments) -> str | None:
     options = {name: value for name, value in given.items() if name not in named}
     draw = Draw(1)
     outputs = expected(op, given, double=False)
-    case = Case(tensors, tuple(draw(*out.shape, dtype=out.dtype) for out in outputs.values()), options)
+    y, state = (draw(*out.shape, dtype=out.dtype) for out in outputs.values())
+    case = Case(tensors, (y, state), options)
     found = case.run(OPS[op])
     forward = reference.scan_forward if op == "selective_scan" else reference.conv_forward
     if not outputs["y"].numel():

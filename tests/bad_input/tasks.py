@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 from command import MINIATURE, TOKENIZER, Answer, files, mambalab
+from datasets import config
 from mambalab.models import checkpoint
 from mambalab.reports import record
 from models_cases import tiny
@@ -86,7 +86,7 @@ def prepare(folder: Path) -> None:
         (own / f"{name}.yaml").write_text(text)
     (own / "documents.jsonl").write_text("".join(json.dumps(document) + "\n" for document in DOCUMENTS))
     shutil.copytree(MINIATURE, folder / "data")
-    datasets.config.HF_DATASETS_CACHE = folder / "cache"
+    config.HF_DATASETS_CACHE = folder / "cache"
 
 
 def judge(case: TaskCase, ground: Path) -> Verdict:
