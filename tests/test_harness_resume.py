@@ -30,7 +30,8 @@ FAULTS = [("append", 2), ("rename", 2), ("rename", 7), ("renamed", 7), ("append"
 def drive(arguments: list[Any], faults: list[tuple[str, str, int]], cwd: Path) -> list[int]:
     """The exit statuses of one command, started again and again with a fault each."""
     paths = [str(Path(path).resolve()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    alone = {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    # Without a PATH there is no git: a commit made meanwhile would be recorded.
+    alone = {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": ""}
     command = [sys.executable, Path(__file__).with_name("faulty_command.py")]
     given = [json.dumps([str(argument) for argument in arguments]), json.dumps(faults)]
     done = subprocess.run(
