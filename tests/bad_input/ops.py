@@ -17,6 +17,7 @@ from .engine import DEFECT, RIGHT, Verdict, said
 from .op_damage import DAMAGES, Arguments, Refused, Unknown
 
 OPS: dict[str, Callable[..., Any]] = {"selective_scan": selective_scan, "causal_conv1d": causal_conv1d, "step_": step_}
+Sort = Callable[[Tensor], Tensor]
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
 
 
@@ -185,6 +186,8 @@ def differences(
     """What is wrong, or None. NaN and infinities must stand where the definition has them in either precision;
     a finite number is held against float64, on the scale of its own row (of gradients, in which what flows from the
     state may cancel the rest: of the tensor), where both precisions have one."""
+    # What an infinity times a complex number is, no standard says: there, not finite is not finite.
+    sort = _is_infinite if any(tensor.is_complex() for tensor in found.values()) else _sort
     for name, tensor in found.items():
         if tensor.is_meta:
             continue
@@ -195,14 +198,14 @@ def differences(
         if tensor.is_complex():
             pairs = [tuple(t.resolve_conj().real for t in pairs[0]), tuple(t.resolve_conj().imag for t in pairs[0])]
         for actual, exact, near in pairs:
-            if wrong := _difference(actual.double(), exact.double(), near.double(), TOLERANCE[dtype], by_row):
+            if wrong := _difference(actual.double(), exact.double(), near.double(), TOLERANCE[dtype], by_row, sort):
                 return f"{name}: {wrong}"
     return None
 
 
-def _difference(actual: Tensor, exact: Tensor, near: Tensor, tolerance: float, by_row: bool) -> str | None:
-    settled = _sort(exact) == _sort(near)
-    if (other := settled & (_sort(actual) != _sort(exact))).any():
+def _difference(actual: Tensor, exact: Tensor, near: Tensor, tolerance: float, by_row: bool, sort: Sort) -> str | None:
+    settled = sort(exact) == sort(near)
+    if (other := settled & (sort(actual) != sort(exact))).any():
         where = tuple(other.nonzero()[0].tolist())
         return f"{actual[where].item()} at {where}, not {exact[where].item()}"
     finite = settled & exact.isfinite()
@@ -221,6 +224,10 @@ def _difference(actual: Tensor, exact: Tensor, near: Tensor, tolerance: float, b
 def _sort(tensor: Tensor) -> Tensor:
     """Of each number: 0 finite, 1 and -1 the infinities, 2 NaN."""
     return torch.where(tensor.isnan(), 2, tensor.isposinf().int() - tensor.isneginf().int())
+
+
+def _is_infinite(tensor: Tensor) -> Tensor:
+    return ~tensor.isfinite()
 
 
 def _largest_of_row(size: Tensor) -> Tensor:
