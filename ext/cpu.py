@@ -14,10 +14,10 @@ from numba import types
 from numba.core.caching import FunctionCache
 from torch import Tensor
 
-from . import cpu_kernels, cpu_tiles, lanes
+from . import cpu_kernels, cpu_steps, cpu_tiles, lane_math, lanes
 from .cpu_threads import share_out
 
-TILE = 64  # channels that share one pass over B and C
+SLAB = 64  # channels that a thread takes along a sequence, at least where there are as many: rows lie across pages
 PARTS = 32  # partial sums of the backward pass, about, and so threads that have something to do
 GRAIN = 2**18  # states worth handing to another thread
 
@@ -51,8 +51,12 @@ def scan_forward(
     work, spans = _working_dtype(A), _spans(u, cu_seqlens)
     inputs = _inputs(work, u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, discretisation)
     y, final = torch.empty(u.shape, dtype=work.to_real()), torch.zeros(len(spans), *A.shape, dtype=work)
-    groups = _groups(work, u.shape[2], len(spans))
-    units = -(-u.shape[2] // (groups * _width(work))) * len(spans)
+    d, sequences = u.shape[2], len(spans)
+    # Here the slabs change no bit, so there may be narrow ones where threads would be idle.
+    threads = torch.get_num_threads()
+    slabs = max(_slabs(d, sequences, 4 * threads), min(-(-d // _width(work)), threads // max(1, sequences)))
+    groups = _groups(work, d, slabs)
+    units = -(-d // (groups * _width(work))) * sequences
     states = u.numel() * A.shape[1]
     _run(cpu_kernels.scan_forward, work, units, states, groups, spans, *inputs, y.numpy(), final.numpy())
     return y.to(u.dtype), final.to(A.dtype)
@@ -76,9 +80,9 @@ def scan_backward(
 ) -> tuple[Tensor | None, ...]:
     """As `reference.scan_backward`; states are computed again, from one kept every CHUNK steps of the tile at hand."""
     work, spans = _working_dtype(A), _spans(u, cu_seqlens)
-    groups = _groups(work, u.shape[2], len(spans))
     across = max(1, min(len(spans), PARTS))
-    down = max(1, min(-(-u.shape[2] // (groups * _width(work))), PARTS // across))
+    down = _slabs(u.shape[2], across, PARTS)
+    groups = _groups(work, u.shape[2], down)
     inputs = _inputs(work, u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, discretisation)
     sums = _gradient_sums(work, u, A, B, C, len(spans), down, across)
     arrays = _array(dy, work.to_real(), 3), _array(dfinal_state, work, 3), *(part.numpy() for part in sums)
@@ -115,10 +119,14 @@ def _width(work: torch.dtype) -> int:
     return lanes.WIDTH if work == torch.float32 else 1
 
 
-def _groups(work: torch.dtype, d: int, sequences: int) -> int:
-    """Groups of lanes in a tile: few where there would be too few tiles for the threads."""
-    channels = min(TILE, max(lanes.WIDTH, sequences * d // 4), d)
-    return -(-channels // _width(work))
+def _slabs(d: int, sequences: int, wanted: int) -> int:
+    """How many slabs to part d channels into, to have about as many units of work as wanted."""
+    return max(1, min(-(-d // SLAB), wanted // max(1, sequences)))
+
+
+def _groups(work: torch.dtype, d: int, slabs: int) -> int:
+    """Groups of lanes in each of `slabs` slabs."""
+    return -(-d // (slabs * _width(work)))
 
 
 def _spans(u: Tensor, cu_seqlens: Tensor | None) -> np.ndarray:
@@ -230,7 +238,7 @@ def _numba_type(dtype: torch.dtype) -> types.Type:
 @functools.cache
 def _sources() -> str:
     """A digest of all that a kernel is compiled from."""
-    files = (Path(str(module.__file__)) for module in (cpu_kernels, cpu_tiles, lanes))
+    files = (Path(str(module.__file__)) for module in (cpu_kernels, cpu_steps, cpu_tiles, lane_math, lanes))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

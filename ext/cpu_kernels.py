@@ -1,9 +1,9 @@
 """The selective scan and its gradients on the CPU, streaming: a few steps of a few channels at a time, in cache.
 
-A tile of channels goes along one sequence in chunks of steps. Forward, `_prepare` reads a chunk's u and Δ, then
-`_advance` moves the state over its steps and writes y. Backward, a first sweep keeps the state before each chunk; then
-the chunks are taken from the last to the first, each once more forwards, leaving its states and decays in cache, and
-from there in reverse (`_retreat`). So memory grows with l only by one state a chunk of the tiles being computed.
+A tile of channels goes along one sequence in chunks of steps. Forward, `prepare` reads a chunk's u and Δ, then
+`advance` takes each state over its steps. Backward, a first sweep keeps the state before each chunk; then the chunks
+are taken from the last to the first, each state once more forwards, leaving its history and decays in cache, and from
+there in reverse (`retreat`). So memory grows with l only by one state a chunk of the tiles being computed.
 
 Threads share out the tiles, and which tile does what depends on shapes alone, so the number of threads changes no bit.
 Sums over tiles and over sequences are left to the caller as partial sums, in an order that is fixed as well.
@@ -14,26 +14,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from .cpu_tiles import CHUNK, add, copy, drain, initial_columns, inline, kernel, read, scratch_for, tile_at, write
-from .lanes import (
-    conjugate,
-    exp,
-    fill,
-    load,
-    pairs,
-    phi,
-    phi_slope,
-    prefetch,
-    real,
-    sigmoid,
-    softplus,
-    softplus_slope,
-    store,
-    total,
-    width,
-)
-
-PLAIN = False, False, False  # selective B, selective C, Euler
+from .cpu_steps import advance, advance_four, advance_one, gate, prepare, retreat_four, retreat_one, seed, settle
+from .cpu_tiles import (
+    BLOCK,
+    CHUNK,
+    GROUPS,
+    copy,
+    drain,
+    initial_columns,
+    kernel,
+    part,
+    scratch_for,
+    scratch_part,
+    tile_at,
+    total_lines,
+)  # fmt: skip
+from .lanes import width
 
 
 class Inputs(NamedTuple):
@@ -81,7 +77,7 @@ def scan_forward(
         x = Inputs(u, delta, A, B, C, D, z, delta_bias, initial, static_B, static_C, soft, zoh)
         i, c0 = unit % sequences, unit // sequences * channels
         tile, state = tile_at(x, c0, groups), initial_columns(x, i, c0, groups)
-        _walk(x, tile, spans[i], state, np.empty((0, 0, 0), state.dtype), y)
+        _walk(x, tile, spans[i], state, y)
         drain(state, final[i], c0)
 
 
@@ -107,22 +103,53 @@ def scan_backward(
                     dC[0, q] if static_C else dC[p, spans[i, 0]], dD[q], dz, ddelta_bias[q], dinitial[i],
                 )  # fmt: skip
                 tile, state = tile_at(x, c0, groups), initial_columns(x, i, c0, groups)
-                _there_and_back(x, tile, spans[i], state, scratch_for(x, tile, spans[i], dfinal[i]), dy, dx)
+                heads = np.empty((-(-(spans[i, 2] - spans[i, 1]) // CHUNK), *state.shape), state.dtype)
+                _there(x, tile, spans[i], state, heads)
+                _and_back(x, tile, spans[i], heads, scratch_for(x, tile, dfinal[i]), dy, dx)
 
 
 @kernel
-def _there_and_back(x, tile, span, state, scratch, dy, dx):
+def _walk(x, tile, span, state, y):
+    """Fill y, and take the state to the end."""
     row, begin, end = span[0], span[1], span[2]
-    _walk(x, tile, span, state, scratch.heads, dy[:0])
-    for q in range(len(scratch.heads) - 1, -1, -1):
+    for t0 in range(begin, end, CHUNK):
+        count = min(CHUNK, end - t0)
+        for g0 in range(0, len(state), GROUPS):
+            few = part(tile, g0)
+            prepare(x, few, row, t0, count)
+            for g in range(len(few.a)):
+                advance(x, few, g, row, t0, count, state[g0 + g], True, y)
+            gate(x, few, row, t0, count, y)
+
+
+@kernel
+def _there(x, tile, span, state, heads):
+    """Fill `heads` with the state before each chunk: (chunks, groups, n * width)."""
+    row, begin = span[0], span[1]
+    for q in range(len(heads)):
+        t0 = begin + q * CHUNK
+        for g0 in range(0, len(state), GROUPS):
+            few = part(tile, g0)
+            if q < len(heads) - 1:
+                prepare(x, few, row, t0, CHUNK)
+            for g in range(len(few.a)):
+                copy(state[g0 + g], heads[q, g0 + g])
+                if q < len(heads) - 1:
+                    advance(x, few, g, row, t0, CHUNK, state[g0 + g], False, x.u)
+
+
+@kernel
+def _and_back(x, tile, span, heads, scratch, dy, dx):
+    row, begin, end = span[0], span[1], span[2]
+    for q in range(len(heads) - 1, -1, -1):
         t0 = begin + q * CHUNK
         count = min(CHUNK, end - t0)
-        _prepare(x, tile, row, t0, count)
-        for g in range(len(tile.a)):
-            copy(scratch.heads[q, g], scratch.history)
-            stride = tile.a.shape[1]
-            _advance(x, tile, g, row, t0, count, -CHUNK, scratch.history, stride, scratch.decays, dy[:0])
-            _retreat(x, tile, g, row, t0, count, scratch, dy, dx)
+        for g0 in range(0, len(tile.a), GROUPS):
+            few, back = part(tile, g0), scratch_part(scratch, g0)
+            prepare(x, few, row, t0, count)
+            seed(x, few, row, t0, count, dy)
+            _retrace(x, few, back, row, t0, count, heads[q, g0 : g0 + GROUPS], dy, dx)
+            settle(x, few, row, t0, count, dx)
         # Sums over l are drained chunk by chunk, so that their rounding errors don't grow with l.
         drain(scratch.da, dx.A, tile.c0)
         if x.static_B:
@@ -133,188 +160,24 @@ def _there_and_back(x, tile, span, state, scratch, dy, dx):
 
 
 @kernel
-def _walk(x, tile, span, state, heads, y):
-    """Take a tile along its sequence: fill y if it is not empty, else `heads` with the state before each chunk."""
-    row, begin, end = span[0], span[1], span[2]
-    for t0 in range(begin, end, CHUNK):
-        count = min(CHUNK, end - t0)
-        if heads.size:
-            for g in range(len(state)):
-                copy(state[g], heads[(t0 - begin) // CHUNK, g])
-        if y.size or t0 + CHUNK < end:
-            _prepare(x, tile, row, t0, count)
-            for g in range(len(state)):
-                _advance(x, tile, g, row, t0, count, CHUNK, state[g], 0, state[g], y)
-
-
-@kernel
-def _prepare(x, tile, row, t0, count):
-    """Read u and form Δ, for all of the tile's channels of one step at a time, as they lie in memory."""
-    wide = width(x.u)
-    for t in range(count):
+def _retrace(x, tile, scratch, row, t0, count, heads, dy, dx):
+    """Each state of the chunk forwards once more and back; the gradients of B and C are added up over the tile."""
+    calm, dots, k, n = True, x.z.size > 0, 0, x.A.shape[1]
+    for g in range(len(tile.a)):
+        calm = calm and tile.calm[g]
+    while k < n:
+        # The next chunk's rows to read, and this one's to write.
+        wanted, filled = (x.u, x.delta, x.z, dy)[k // BLOCK % 4], (dx.u, dx.delta, dx.z, dx.z)[k // BLOCK % 4]
+        states = BLOCK if calm and k + BLOCK <= n else 1
         for g in range(len(tile.a)):
-            step = _raw_step(x, row, t0 + t, tile.c0 + g * wide)
-            store(tile.inputs[g], t * wide, read(x.u[row, t0 + t], tile.c0 + g * wide))
-            store(tile.steps[g], t * wide, softplus(step) if x.soft else step)
-
-
-@inline
-def _raw_step(x, row, t, c):
-    """Δ before its softplus."""
-    step = read(x.delta[row, t], c)
-    return step + read(x.delta_bias, c) if x.delta_bias.size else step
-
-
-@kernel
-def _advance(x, tile, g, row, t0, count, ahead, state, stride, decays, y):
-    """Move the state of one group of lanes over a chunk: h_t = exp(Δ_t A) h_{t-1} + Δ_t φ_t B_t u_t; write y or C·h.
-
-    With each step the state goes `stride` elements on: by 0 it moves in place, else it leaves its history, and its
-    decays beside. The released models' case has a loop without questions, which is a tenth faster.
-    """
-    a, b, c, inputs, steps, outputs = tile.a[g], tile.b[g], tile.c[g], tile.inputs[g], tile.steps[g], tile.outputs[g]
-    n, wide, channel = x.A.shape[1], width(x.u), tile.c0 + g * width(x.u)
-    options = x.static_B, x.static_C, x.zoh
-    for t in range(count):
-        _prefetch(x, row, t0 + t + ahead, channel)
-        B, C = x.B[row, t0 + t], x.C[row, t0 + t]
-        u, step, dot = load(inputs, t * wide), load(steps, t * wide), fill(outputs, 0.0)
-        if x.static_B or x.static_C or x.zoh:
-            for k in range(n):
-                dot = dot + _update(k, step, step * u, a, b, c, B, C, state, t * stride, stride, decays, options)
-        else:
-            for k in range(n):
-                dot = dot + _update(k, step, step * u, a, b, c, B, C, state, t * stride, stride, decays, PLAIN)
-        if y.size:
-            write(y[row, t0 + t], channel, _gated(x, row, t0 + t, channel, _ungated(x, channel, u, dot)))
-        else:
-            store(outputs, t * wide, dot)
-
-
-@inline
-def _update(k, step, drive, a, b, c, B, C, state, at, stride, decays, options):
-    """One state of one step; returns its share of C·h."""
-    static_B, static_C, zoh = options
-    j = k * width(a)
-    rate = step * load(a, j)
-    decay = exp(rate)
-    gain = drive * _coefficient(static_B, b, j, B, k)
-    if zoh:
-        gain = gain * phi(rate)
-    h = decay * load(state, at + j) + gain
-    store(state, at + stride + j, h)
-    if stride:
-        store(decays, at + j, decay)
-    return real(h * _coefficient(static_C, c, j, C, k))
-
-
-@inline
-def _coefficient(static, column, j, line, k):
-    """B or C of one state, the same in all lanes where it is selective."""
-    return load(column, j) if static else fill(column, line[k])
-
-
-@inline
-def _prefetch(x, row, t, c):
-    """Ask for the rows that the next chunk will read, while there is arithmetic to wait behind."""
-    if 0 <= t < x.u.shape[1]:
-        prefetch(x.u[row, t], c)
-        prefetch(x.delta[row, t], c)
-        if x.z.size:
-            prefetch(x.z[row, t], c)
-
-
-@inline
-def _ungated(x, c, u, dot):
-    """C·h + D u, for a complex state 2 Re(C·h) + D u."""
-    dot = dot * pairs(x.A)
-    return dot + read(x.D, c) * u if x.D.size else dot
-
-
-@inline
-def _gated(x, row, t, c, value):
-    if x.z.size:
-        gate = read(x.z[row, t], c)
-        value = value * gate * sigmoid(gate)
-    return value
-
-
-@kernel
-def _retreat(x, tile, g, row, t0, count, scratch, dy, dx):
-    """The gradients of `_advance` over the same chunk, from its last step to its first.
-
-    `scratch.carry` comes in as the gradient of the state after the chunk and goes out as that of the state before it.
-    """
-    a, b, c, inputs, steps, outputs = tile.a[g], tile.b[g], tile.c[g], tile.inputs[g], tile.steps[g], tile.outputs[g]
-    carry, da, db, dc = scratch.carry[g], scratch.da[g], scratch.db[g], scratch.dc[g]
-    history, decays = scratch.history, scratch.decays
-    wide, channel, stride = width(x.u), tile.c0 + g * width(x.u), carry.size
-    dD, dbias = fill(inputs, 0.0), fill(inputs, 0.0)
-    for t in range(count - 1, -1, -1):
-        u, step = load(inputs, t * wide), load(steps, t * wide)
-        if t0 >= CHUNK:
-            prefetch(dy[row, t0 + t - CHUNK], channel)
-        seed = _retreat_gate(x, row, t0 + t, channel, u, load(outputs, t * wide), dy, dx)
-        ddot, du, dstep = seed * pairs(x.A), fill(inputs, 0.0), fill(inputs, 0.0)
-        for k in range(x.A.shape[1]):
-            j, i = k * wide, t * stride + k * wide
-            dh = load(carry, j) + conjugate(_coefficient(x.static_C, c, j, x.C[row, t0 + t], k)) * ddot
-            back = conjugate(load(decays, i)) * dh
-            store(carry, j, back)
-            # The rate ΔA acts through its decay, and with ZOH through φ as well.
-            drate = conjugate(load(history, i)) * back
-            dstep = dstep + real(conjugate(load(a, j)) * drate)
-            dgain = conjugate(_coefficient(x.static_B, b, j, x.B[row, t0 + t], k)) * dh
-            dB = step * u * dh
-            if x.zoh:
-                rate = step * load(a, j)
-                # d(Δ φ(ΔA))/dΔ is the decay again.
-                dstep = dstep + u * real(conjugate(load(decays, i)) * dgain)
-                drate = drate + conjugate(phi_slope(rate)) * (step * u) * dgain
-                dgain, dB = conjugate(phi(rate)) * dgain, conjugate(phi(rate)) * dB
-            du = du + real(dgain)
-            store(da, j, load(da, j) + step * drate)
-            _accumulate(x.static_B, db, j, dx.B, t0 + t, k, dB)
-            _accumulate(x.static_C, dc, j, dx.C, t0 + t, k, conjugate(load(history, i + stride)) * ddot)
-        dD = dD + u * seed
-        dbias = dbias + _retreat_inputs(x, row, t0 + t, channel, u, step, seed, du, dstep, dx)
-    if x.D.size:
-        add(dx.D, channel, dD, wide)
-    if x.delta_bias.size:
-        add(dx.delta_bias, channel, dbias, wide)
-
-
-@inline
-def _accumulate(static, column, j, lines, t, k, value):
-    """Add to the gradient of B or C: a static one has a sum for each channel, a selective one for each step."""
-    if static:
-        store(column, j, load(column, j) + value)
-    else:
-        lines[t, k] += total(value)
-
-
-@inline
-def _retreat_gate(x, row, t, c, u, dot, dy, dx):
-    """Write dz and return the gradient of y before its gate; silu'(z) = σ(z) (1 + z (1 - σ(z)))."""
-    seed = read(dy[row, t], c)
-    if x.z.size:
-        gate = read(x.z[row, t], c)
-        share = sigmoid(gate)
-        write(dx.z[row, t], c, seed * _ungated(x, c, u, dot) * share * (gate * (1.0 - share) + 1.0))
-        seed = seed * gate * share
-    return seed
-
-
-@inline
-def _retreat_inputs(x, row, t, c, u, step, seed, dgain, dstep, dx):
-    """Write du and dΔ of one step; returns dΔ."""
-    du = step * dgain
-    if x.D.size:
-        du = du + read(x.D, c) * seed
-    if not x.zoh:
-        dstep = dstep + u * dgain
-    if x.soft:
-        dstep = dstep * softplus_slope(_raw_step(x, row, t, c))
-    write(dx.u[row, t], c, du)
-    write(dx.delta[row, t], c, dstep)
-    return dstep
+            if states == BLOCK:
+                advance_four(x, tile, g, k, row, t0, count, heads[g], scratch.trace, dots, wanted, -CHUNK)
+                retreat_four(x, tile, scratch, g, k, row, t0, count, filled)
+            else:
+                advance_one(x, tile, g, k, row, t0, count, heads[g], scratch.trace, dots)
+                retreat_one(x, tile, scratch, g, k, row, t0, count)
+        if not x.static_B:
+            total_lines(scratch.lines_B, dx.B, t0, count, k, states, x.u)
+        if not x.static_C:
+            total_lines(scratch.lines_C, dx.C, t0, count, k, states, x.u)
+        k += states

@@ -9,9 +9,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.extending import register_jitable
 
-from .lanes import fill, lane, load, store, width, with_lane
+from .lanes import add_totals, fill, lane, load, store, total, width, with_lane
 
 CHUNK = 32  # steps taken at a time
+GROUPS = 8  # groups whose rows of a chunk are in the cache together
+BLOCK = 4  # states taken at a time
+
+# A step's row of one group: ROW times `width` numbers side by side, so that no store waits for a load from another row
+# at the same place of another page.
+ROW = 8
+U, STEP, DRIVE, DOT, SEED, DGAIN, DSTEP, DGATE = range(ROW)
+TRACE = 2 * BLOCK
 
 # Inside a loop over steps Numba's reference counts would cost more than the arithmetic, and so would calls.
 kernel = register_jitable(_nrt=False)
@@ -19,15 +27,17 @@ inline = register_jitable(_nrt=False, forceinline=True)
 
 
 class Tile(NamedTuple):
-    """A tile's scratch: columns of A, and of B and C where they are static; rows of u, Δ and C·h."""
+    """Neighbouring channels: columns of A, and of B and C where they are static; one chunk's rows of each group."""
 
     c0: Any  # its first channel
     a: Any
     b: Any
     c: Any
-    inputs: Any
-    steps: Any
-    outputs: Any
+    reach: Any  # (groups, 2) the least and the largest real part of A
+    rows: Any
+    low: Any  # (groups, width) the least and the largest Δ in the chunk
+    high: Any
+    calm: Any  # (groups) whether the chunk's rates are where `lanes.decay` holds
 
 
 class Scratch(NamedTuple):
@@ -37,9 +47,46 @@ class Scratch(NamedTuple):
     da: Any
     db: Any
     dc: Any
-    history: Any  # one group's states in a chunk, and the one before it
-    decays: Any
-    heads: Any  # the state before each chunk, (chunks, groups, n * width)
+    trace: Any  # of BLOCK states of one group: their values before each step of the chunk, and decays
+    lines_B: Any  # the gradient of B of BLOCK states, lane by lane
+    lines_C: Any
+
+
+@inline
+def part(tile, g0):
+    """At most GROUPS groups of a tile, from group g0 on; they share its rows."""
+    g1 = min(g0 + GROUPS, len(tile.a))
+    return Tile(
+        tile.c0 + g0 * tile.low.shape[1], tile.a[g0:g1], tile.b[g0:g1], tile.c[g0:g1], tile.reach[g0:g1],
+        tile.rows, tile.low, tile.high, tile.calm,
+    )  # fmt: skip
+
+
+@inline
+def scratch_part(scratch, g0):
+    """What belongs to `part(tile, g0)`."""
+    g1 = min(g0 + GROUPS, len(scratch.carry))
+    return Scratch(
+        scratch.carry[g0:g1], scratch.da[g0:g1], scratch.db[g0:g1], scratch.dc[g0:g1],
+        scratch.trace, scratch.lines_B, scratch.lines_C,
+    )  # fmt: skip
+
+
+@inline
+def load_four(array, i):
+    """BLOCK neighbours of the lanes at element i, these first."""
+    wide = width(array)
+    return load(array, i), load(array, i + wide), load(array, i + 2 * wide), load(array, i + 3 * wide)
+
+
+@inline
+def store_four(array, i, v0, v1, v2, v3):
+    """Put back what `load_four` gives."""
+    wide = width(array)
+    store(array, i, v0)
+    store(array, i + wide, v1)
+    store(array, i + 2 * wide, v2)
+    store(array, i + 3 * wide, v3)
 
 
 @inline
@@ -95,19 +142,12 @@ def drain(columns, matrix, c0):
 
 
 @register_jitable
-def zeros(columns):
-    """Columns of zeros."""
-    new = aligned(columns.size, columns).reshape(columns.shape)
-    for g in range(len(columns)):
-        for j in range(columns.shape[1]):
-            new[g, j] = 0
-    return new
-
-
-@register_jitable
-def rows(like, groups):
-    """Uninitialised rows of the dtype of `like`."""
-    return aligned(groups * CHUNK * width(like), like).reshape((groups, CHUNK * width(like)))
+def zeros(shape, like):
+    """Zeros of the dtype of `like` that begin at a cache line."""
+    new = aligned(shape[0] * shape[1], like)
+    for j in range(new.size):
+        new[j] = 0
+    return new.reshape(shape)
 
 
 @kernel
@@ -126,14 +166,42 @@ def aligned(count, like):
     return raw[skip : skip + count]
 
 
+@kernel
+def total_lines(lines, matrix, t0, count, k, states, like):
+    """Add the lanes' sum of each step to `states` columns of `matrix` (l n) from the k-th on, and clear the lines."""
+    wide, nothing = width(like), fill(lines, 0.0)
+    for t in range(count):
+        i = t * BLOCK * wide
+        if states == BLOCK:
+            v0, v1, v2, v3 = load_four(lines, i)
+            add_totals(matrix[t0 + t], k, v0, v1, v2, v3)
+            store_four(lines, i, nothing, nothing, nothing, nothing)
+        else:
+            matrix[t0 + t, k] += total(load(lines, i))
+            store(lines, i, nothing)
+
+
 @register_jitable
 def tile_at(x, c0, groups):
     """The tile that begins at channel c0, its columns read from the inputs `x`."""
     b, c = (x.B[0] if x.static_B else x.B[0, :, :0]), (x.C[0] if x.static_C else x.C[0, :, :0])
+    a, wide, few = gather(x.A, c0, groups, x.u), width(x.u), min(groups, GROUPS)
     return Tile(
-        c0, gather(x.A, c0, groups, x.u), gather(b, c0, groups, x.u), gather(c, c0, groups, x.u),
-        rows(x.u, groups), rows(x.u, groups), rows(x.u, groups),
+        c0, a, gather(b, c0, groups, x.u), gather(c, c0, groups, x.u), _reach(a, x.u),
+        zeros((few, CHUNK * ROW * wide), x.u), zeros((few, wide), x.u), zeros((few, wide), x.u),
+        np.empty(few, np.bool_),
     )  # fmt: skip
+
+
+@register_jitable
+def _reach(a, like):
+    bounds = np.empty((len(a), 2), like.dtype)
+    for g in range(len(a)):
+        low = high = a[g, 0].real
+        for j in range(a.shape[1]):
+            low, high = min(low, a[g, j].real), max(high, a[g, j].real)
+        bounds[g, 0], bounds[g, 1] = low, high
+    return bounds
 
 
 @register_jitable
@@ -143,11 +211,12 @@ def initial_columns(x, i, c0, groups):
 
 
 @register_jitable
-def scratch_for(x, tile, span, dfinal):
-    """What the tile needs to go along its sequence and back."""
-    groups, stride = tile.a.shape
+def scratch_for(x, tile, dfinal):
+    """What the tile needs to go back along its sequence."""
+    groups, wide = len(tile.a), width(x.u)
     return Scratch(
-        gather(dfinal, tile.c0, groups, x.u), zeros(tile.a), zeros(tile.b), zeros(tile.c),
-        aligned((CHUNK + 1) * stride, x.A), aligned(CHUNK * stride, x.A),
-        np.empty((-(-(span[2] - span[1]) // CHUNK), groups, stride), x.A.dtype),
+        gather(dfinal, tile.c0, groups, x.u),
+        zeros(tile.a.shape, x.A), zeros(tile.b.shape, x.A), zeros(tile.c.shape, x.A),
+        zeros((1, (CHUNK + 1) * TRACE * wide), x.A)[0],
+        zeros((1, CHUNK * BLOCK * wide), x.A)[0], zeros((1, CHUNK * BLOCK * wide), x.A)[0],
     )  # fmt: skip

@@ -5,26 +5,17 @@ WIDTH channels, which needs no proof about aliasing or trip counts from LLVM's l
 complex128 array it is one number, so that the same source serves the exact and the complex scan, one channel at a time.
 """
 
-import cmath
-import math
 import operator
 from collections.abc import Callable
 from typing import Any, cast
 
 from llvmlite import ir
 from numba import types
+from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic as _intrinsic
-from numba.extending import lower_builtin, models, overload, register_jitable, register_model, type_callable
+from numba.extending import lower_builtin, models, overload, register_model, type_callable
 
 WIDTH = 16  # float32 lanes: one 512-bit register, or two or four narrower ones
-
-LOG2_E = 1.4426950408889634
-LN_2 = 0.6931471805599453
-# 1.5 * 2^23 pushes a float32's fraction bits out, which rounds it; its low bits then hold the integer, here plus the
-# exponent's bias, ready to be shifted into the exponent.
-ROUND = 1.5 * 2**23 + 127
-# e^r = 1 + r + r^2 / 2 + EXP_3 r^3 + ..., minimax over |r| <= ln 2 / 2 with these three fixed: within 4e-9.
-EXP_3, EXP_4, EXP_5, EXP_6 = 0.16666535, 0.04166724, 0.0083675096, 0.0013863759
 
 # Numba takes the first argument, its typing context, away: no type checker follows.
 intrinsic = cast(Callable[[Any], Callable[..., Any]], _intrinsic)
@@ -185,8 +176,21 @@ def select_less(typing: Any, a: Any, b: Any, then: Any, otherwise: Any) -> Any:
 
 
 @intrinsic
-def _power_of_two(typing: Any, rounded: Any) -> Any:
-    """2^k, from the sum of k and ROUND."""
+def _fused(typing: Any, a: Any, b: Any, c: Any) -> Any:
+    """a b + c of lanes, rounded once where the CPU can."""
+    given = (a, b, c)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        operands = [_spread(context, builder, x, t, lanes) for x, t in zip(arguments, signature.args, strict=True)]
+        kind = ir.FunctionType(_vector, [_vector] * 3)
+        return builder.call(get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{WIDTH}f32"), operands)
+
+    return lanes(*given), generate
+
+
+@intrinsic
+def power_of_two(typing: Any, rounded: Any) -> Any:
+    """2^(k - 127), from the number whose last bits are those of k."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         exponent = builder.shl(builder.bitcast(arguments[0], _bits), ir.Constant(_bits, [23] * WIDTH))
@@ -210,6 +214,45 @@ def total(typing: Any, x: Any) -> Any:
         return builder.extract_element(rest, ir.Constant(ir.IntType(32), 0)) if x == lanes else rest
 
     return (types.float32 if x == lanes else x)(x), generate
+
+
+@intrinsic
+def _four_totals(typing: Any, array: Any, index: Any, v0: Any, v1: Any, v2: Any, v3: Any) -> Any:
+    """Add the sums over all lanes of four vectors to four neighbours in a contiguous array."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def halves(a: Any, b: Any, size: int, span: int) -> Any:
+            """Of vectors that hold a number every `span` lanes: the sums of each number's lower and upper half."""
+            low = [i for i in range(size) if i % span < span // 2]
+            parts = (ir.Constant(ir.VectorType(ir.IntType(32), len(low)), [i + j for i in low]) for j in (0, span // 2))
+            return builder.fadd(*(builder.shuffle_vector(a, b, part) for part in parts))
+
+        low, high = (halves(*arguments[i : i + 2], 2 * WIDTH, WIDTH) for i in (2, 4))
+        sums, span = halves(low, high, 2 * WIDTH, WIDTH // 2), WIDTH // 4
+        while span > 1:
+            sums, span = halves(sums, sums, 4 * span, span), span // 2
+        address = _place(context, builder, signature.args[0].dtype, signature.args[0], *arguments[:2])
+        address = builder.bitcast(address, sums.type.as_pointer())
+        builder.store(builder.fadd(builder.load(address, align=4), sums), address, align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, v0, v1, v2, v3), generate
+
+
+def add_totals(line, k, v0, v1, v2, v3) -> Any:
+    """Add the sum over all lanes of each of four values to the four neighbours of `line` from element k on."""
+
+
+@overload(add_totals)
+def _(line, k, v0, v1, v2, v3):
+    if v0 == lanes:
+        return lambda line, k, v0, v1, v2, v3: _four_totals(line, k, v0, v1, v2, v3)  # noqa: PLW0108
+
+    def add(line, k, v0, v1, v2, v3):
+        for i, value in enumerate((v0, v1, v2, v3)):
+            line[k + i] += value
+
+    return add
 
 
 @intrinsic
@@ -248,93 +291,10 @@ def pairs(typing: Any, array: Any) -> Any:
     return types.float64(array), lambda context, *_: context.get_constant(types.float64, count)
 
 
-@register_jitable
-def _lanes_exp(x):
-    # Beyond these 2^k is 0 and infinity; NaN passes both, and the polynomial hands it on.
-    x = select_less(x, -127 * LN_2, -127 * LN_2, x)
-    x = select_less(128 * LN_2, x, 128 * LN_2, x)
-    rounded = x * LOG2_E + ROUND
-    r = x - (rounded - ROUND) * LN_2
-    p = ((((EXP_6 * r + EXP_5) * r + EXP_4) * r + EXP_3) * r + 0.5) * r + 1.0
-    return (p * r + 1.0) * _power_of_two(rounded)
+def fused(a, b, c) -> Any:
+    """a b + c, of lanes rounded once where the CPU can."""
 
 
-@register_jitable
-def _lanes_softplus(x):
-    # log1p(v) = 2 artanh(v / (2 + v)), whose series in squares ends soon: v <= 1, so they are at most 1/9.
-    v = _lanes_exp(select_less(x, 0.0, x, 0.0 - x))
-    ratio = v / (v + 2.0)
-    square = ratio * ratio
-    series = 1 / 15 * square + 1 / 13
-    for odd in (11, 9, 7, 5, 3, 1):
-        series = series * square + 1 / odd
-    return select_less(20.0, x, x, select_less(0.0, x, x, 0.0) + 2.0 * ratio * series)
-
-
-def exp(x) -> Any:
-    """e^x; of lanes within 3 ulp, 0 below e^-87.7, infinity above e^88.3."""
-
-
-@overload(exp)
-def _(x):
-    if x == lanes:
-        return _lanes_exp
-    return (lambda x: cmath.exp(x)) if isinstance(x, types.Complex) else (lambda x: math.exp(x))  # noqa: PLW0108
-
-
-def softplus(x) -> Any:
-    """log(1 + e^x), and x itself above 20, as torch's."""
-
-
-@overload(softplus)
-def _(x):
-    if x == lanes:
-        return _lanes_softplus
-    return lambda x: x if x > 20.0 else math.log1p(math.exp(x))
-
-
-@register_jitable
-def sigmoid(x):
-    """1 / (1 + e^-x)."""
-    return 1.0 / (exp(0.0 - x) + 1.0)
-
-
-@register_jitable
-def softplus_slope(x):
-    """The derivative of softplus: the sigmoid, and 1 above 20."""
-    return select_less(20.0, x, 1.0, sigmoid(x))
-
-
-def choose_near(x, near, far) -> Any:
-    """`near` where |x| is so small that differences such as e^x - 1 have lost digits, else `far`."""
-
-
-@overload(choose_near)
-def _(x, near, far):
-    if x == lanes:
-        return lambda x, near, far: select_less(x * x, 0.25, near, far)
-    return lambda x, near, far: near if abs(x) < 2**-4 else far
-
-
-@register_jitable
-def _away_from_zero(x):
-    # A divisor for both branches of `choose_near`: Numba raises where a complex number is divided by zero.
-    return choose_near(x, x + 1.0, x)
-
-
-@register_jitable
-def phi(x):
-    """φ(x) = expm1(x) / x with φ(0) = 1, the factor by which ZOH differs from Euler."""
-    series = x * (1 / 9) + 1.0
-    for k in range(8, 1, -1):
-        series = series * x * (1 / k) + 1.0
-    return choose_near(x, series, (exp(x) - 1.0) / _away_from_zero(x))
-
-
-@register_jitable
-def phi_slope(x):
-    """φ'(x) = (e^x - φ(x)) / x = Σ (m+1) x^m / (m+2)!, with φ'(0) = 1/2."""
-    series = x * (10 / (9 * 11)) + 1.0
-    for m in range(8, 0, -1):
-        series = series * x * ((m + 1) / (m * (m + 2))) + 1.0
-    return choose_near(x, series * 0.5, (exp(x) - phi(x)) / _away_from_zero(x))
+@overload(fused)
+def _(a, b, c):
+    return (lambda a, b, c: _fused(a, b, c)) if lanes in (a, b, c) else lambda a, b, c: a * b + c  # noqa: PLW0108

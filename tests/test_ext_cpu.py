@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ext_cases import expected_scan, in_double, scan_case, scan_with, threads
+from ext_cases import assert_same, expected_scan, in_double, scan_case, scan_with, threads
 
 pytest.importorskip("numba", reason="the CPU kernels are compiled by Numba")
-from mambalab.ext import cpu, cpu_kernels, cpu_threads, lanes
+from mambalab.ext import cpu, cpu_kernels, cpu_threads, lane_math, lanes
 from numba import njit
 
 scan = scan_with("cpu")
@@ -30,15 +30,17 @@ def lanewise():
         for i in range(0, numbers.size, lanes.width(numbers)):
             x = lanes.load(numbers, i)
             if which == 0:
-                y = lanes.exp(x)
+                y = lane_math.exp(x)
             elif which == 1:
-                y = lanes.softplus(x)
+                y = lane_math.softplus(x)
             elif which == 2:
-                y = lanes.sigmoid(x)
+                y = lane_math.sigmoid(x)
             elif which == 3:
-                y = lanes.phi(x)
+                y = lane_math.phi(x)
+            elif which == 4:
+                y = lane_math.phi_slope(x)
             else:
-                y = lanes.phi_slope(x)
+                y = lane_math.decay(lanes.fill(numbers, 3.0), x)
             lanes.store(results, i, y)
 
     def call(which, numbers):
@@ -80,6 +82,15 @@ def test_lanes_are_right_to_a_few_units_in_the_last_place(lanewise, which, reach
     expected = exact(numbers.astype(np.float64))
     error = abs(lanewise(which, numbers) - expected) / expected
     assert error.max() <= ulps * np.finfo(np.float32).eps
+
+
+@pytest.mark.parametrize("reach", [28, 1, 1e-3], ids=lambda reach: f"|a|<{reach}")
+def test_a_decay_is_as_exact_as_a_rounded_rate_lets_it_be(lanewise, reach):
+    a = np.linspace(-reach, reach, 20001, dtype=np.float32)
+    rate = 3 * a.astype(np.float64)
+    error = abs(lanewise(len(FUNCTIONS), a) - np.exp(rate)) / np.exp(rate)
+    assert (error <= (2 + abs(rate)) * np.finfo(np.float32).eps).all()
+    np.testing.assert_array_equal(lanewise(len(FUNCTIONS), np.array([-30, -1e5, np.nan], np.float32)), [0, 0, np.nan])
 
 
 def test_lanes_keep_infinity_zero_and_nan(lanewise):
@@ -154,6 +165,46 @@ def test_nan_stays_in_its_channel_and_after_its_step():
     assert set(rows.tolist()) == set(range(50, 80))
     assert set(channels.tolist()) == {21}
     assert final[0].isnan().all(1).nonzero().tolist() == [[21]]
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 7, 16])
+@pytest.mark.parametrize("step", [1e-6, 30.0, 1e4, 1e30, torch.inf])
+def test_rates_of_any_size_give_what_the_definition_gives(step, n):
+    case = scan_case(2, 70, 37, n, delta_softplus=False, without=("delta_bias",))
+    case.tensors["delta"] = case.tensors["delta"].abs() / 10
+    # One step in one row, so that chunks and groups of lanes of both kinds meet.
+    case.tensors["delta"][0, 40, 20] = step
+    y, wanted = scan(**case.tensors)[0], in_double(expected_scan(case)["y"])
+    if step > 1e20:
+        # Δ B u overflows, and where it does not the state before is forgotten.
+        assert torch.equal(y.isfinite(), wanted.float().isfinite())
+        y, wanted = (torch.where(wanted.float().isfinite(), x, 0) for x in (y, wanted))
+    assert (y.double() - wanted).norm() <= 1e-5 * wanted.norm()
+
+
+def test_a_state_that_dies_out_ends_in_zero_and_spoils_no_gradient():
+    case = scan_case(1, 600, 16, 4, delta_softplus=False, without=("delta_bias", "D"))
+    case.tensors["delta"] = torch.ones_like(case.tensors["delta"])
+    case.tensors["u"][:, 1:] = 0
+    found, expected = case.run(scan), expected_scan(case)
+    error = abs(found["final_state"] - expected["final_state"])
+    assert (error <= 1e-4 * abs(expected["final_state"]) + torch.finfo(torch.float32).tiny).all()
+    assert not found["final_state"][abs(expected["final_state"]) < 1e-38].any()
+    for name in found.keys() - {"final_state"}:
+        assert_same({name: found[name]}, {name: expected[name]}, torch.float32)
+
+
+def test_denormals_are_flushed_in_the_kernels_alone():
+    smallest = torch.tensor([torch.finfo(torch.float32).tiny])
+    case = scan_case(4, 300, 64, 16)
+    case.run(scan)
+    assert (smallest / 2).any()
+    torch.set_flush_denormal(True)
+    try:
+        case.run(scan)
+        assert not (smallest / 2).any()
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def test_a_growing_state_becomes_infinite():
