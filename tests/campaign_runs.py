@@ -22,7 +22,7 @@ import transformers.models.gpt_neox.modeling_gpt_neox  # noqa: F401
 from command import files
 from mambalab.harness import cli, lm, transformers_lm, zero_shot  # noqa: F401
 
-START, SCORING, WRITING, AFTER = "start-up", "scoring", "writing", "the rest"
+START, SCORING, WRITING, AFTER = "start-up", "scoring", "writing", "tidying"
 POLL_SECONDS = 0.0003
 State = Mapping[str, tuple[int, int, int]]
 
