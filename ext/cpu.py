@@ -14,7 +14,7 @@ from numba import types
 from numba.core.caching import FunctionCache
 from torch import Tensor
 
-from . import cpu_kernels, cpu_steps, cpu_tiles, lane_math, lanes
+from . import cpu_kernels, cpu_pieces, cpu_steps, cpu_tiles, lane_math, lanes
 from .cpu_threads import share_out
 
 SLAB = 64  # channels that a thread takes along a sequence, at least where there are as many: rows lie across pages
@@ -48,6 +48,9 @@ def scan_forward(
     discretisation: str,
 ) -> tuple[Tensor, Tensor]:
     """As `reference.scan_forward`, in the memory of its results and a few rows of each tile."""
+    if (ends := cpu_pieces.bounds(u, cu_seqlens)) is not None:
+        inputs = u, delta, A, B, C, D, z, delta_bias
+        return cpu_pieces.forward(scan_forward, ends, inputs, initial_state, delta_softplus, discretisation)
     work, spans = _working_dtype(A), _spans(u, cu_seqlens)
     inputs = _inputs(work, u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, discretisation)
     y, final = torch.empty(u.shape, dtype=work.to_real()), torch.zeros(len(spans), *A.shape, dtype=work)
@@ -79,6 +82,11 @@ def scan_backward(
     discretisation: str,
 ) -> tuple[Tensor | None, ...]:
     """As `reference.scan_backward`; states are computed again, from one kept every CHUNK steps of the tile at hand."""
+    if (ends := cpu_pieces.bounds(u, cu_seqlens)) is not None:
+        inputs = u, delta, A, B, C, D, z, delta_bias
+        return cpu_pieces.backward(
+            scan_forward, scan_backward, ends, dy, dfinal_state, inputs, initial_state, delta_softplus, discretisation
+        )
     work, spans = _working_dtype(A), _spans(u, cu_seqlens)
     across = max(1, min(len(spans), PARTS))
     down = _slabs(u.shape[2], across, PARTS)

@@ -121,24 +121,25 @@ def add(line, c, value, wide):
 def gather(matrix, c0, groups, like):
     """The rows of `matrix` (d n) from channel c0 on as columns, zeros beyond the last."""
     wide, n = width(like), matrix.shape[1]
-    columns = aligned(groups * n * wide, matrix).reshape((groups, n * wide))
-    for g in range(groups):
-        for j in range(n * wide):
-            c = c0 + g * wide + j % wide
-            columns[g, j] = matrix[c, j // wide] if c < len(matrix) else 0
+    columns = zeros((groups, n * wide), matrix)
+    for c in range(c0, min(c0 + groups * wide, len(matrix))):
+        g, j = (c - c0) // wide, (c - c0) % wide
+        for k in range(n):
+            columns[g, k * wide + j] = matrix[c, k]
     return columns
 
 
 @kernel
 def drain(columns, matrix, c0):
     """Add columns to the rows of `matrix` (d n), which may be more precise, from channel c0 on, and clear them."""
-    (groups, count), wide = columns.shape, width(columns)
-    for g in range(groups):
-        for j in range(count):
-            c = c0 + g * wide + j % wide
-            if c < len(matrix):
-                matrix[c, j // wide] += columns[g, j]
-            columns[g, j] = 0
+    wide, n = width(columns), matrix.shape[1]
+    for c in range(c0, min(c0 + len(columns) * wide, len(matrix))):
+        g, j = (c - c0) // wide, (c - c0) % wide
+        for k in range(n):
+            matrix[c, k] += columns[g, k * wide + j]
+    for g in range(len(columns)):
+        for k in range(n):
+            store(columns[g], k * wide, fill(columns, 0.0))
 
 
 @register_jitable

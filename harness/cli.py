@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import click
 
+from .allocator import keep_freed_memory
 from .bench_cli import bench
 from .errors import one_line
 from .invocation import command_line, go_offline
@@ -34,6 +35,7 @@ def _print_version(context: click.Context, _: click.Parameter, asked: bool) -> N
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version)
 def cli() -> None:
     """Evaluate Mamba checkpoints zero-shot beside Pythia, on any machine, and get tables made from records."""
+    keep_freed_memory()
 
 
 cli.add_command(bench)

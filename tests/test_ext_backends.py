@@ -182,10 +182,11 @@ def test_every_backend_has_a_digest_and_a_status():
     assert all(len(backends.kernel_digest(state.name)) == 64 for state in states if state.state == "usable")
 
 
-def test_every_compiled_file_counts_in_a_digest():
+def test_every_file_of_a_backend_counts_in_its_digest():
     sources = {source for row in backends.BACKENDS for source in row.sources}
     folder = Path(backends.__file__).parent
     assert all((folder / source).is_file() for source in sources)
+    assert {file.name for file in folder.glob("cpu*.py")} <= sources
     compiled = {file.name for file in folder.glob("*.py") if re.search(r"^ *from numba", file.read_text("utf-8"), re.M)}
     assert compiled <= sources
 

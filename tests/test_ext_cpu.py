@@ -15,7 +15,7 @@ import torch
 from ext_cases import assert_same, expected_scan, in_double, scan_case, scan_with, threads
 
 pytest.importorskip("numba", reason="the CPU kernels are compiled by Numba")
-from mambalab.ext import cpu, cpu_kernels, cpu_threads, lane_math, lanes
+from mambalab.ext import cpu, cpu_kernels, cpu_pieces, cpu_threads, lane_math, lanes
 from numba import njit
 
 scan = scan_with("cpu")
@@ -143,6 +143,31 @@ def test_the_number_of_threads_and_the_run_change_no_bit(shape):
             results.append(case.run(scan))
     for other in results[1:]:
         assert all(torch.equal(tensor, other[name]) for name, tensor in results[0].items())
+
+
+@pytest.mark.parametrize("complex_names", [(), ("A",)], ids=["real", "complex"])
+@pytest.mark.parametrize("without", [(), ("initial_state", "delta_bias", "z")], ids=["all", "few"])
+def test_pieces_of_a_long_narrow_sequence_give_what_the_whole_gives(monkeypatch, complex_names, without):
+    case = scan_case(1, 1000, 3, 4, complex_names=complex_names, without=without)
+    case.tensors["A"] = case.tensors["A"] / 100
+    whole = case.run(scan)
+    monkeypatch.setattr(cpu_pieces, "SHORTEST", 60)
+    pieces = case.run(scan)
+    assert not torch.equal(pieces["y"], whole["y"])
+    assert_same(pieces, expected_scan(case), torch.float32)
+    with threads(1):
+        alone = case.run(scan)
+    assert all(torch.equal(pieces[name], alone[name]) for name in pieces)
+
+
+def test_only_one_long_narrow_sequence_is_cut_into_pieces():
+    narrow, bounds = torch.empty(1, 16 * 1024, 16, device="meta"), torch.tensor([0, 16 * 1024])
+    ends = cpu_pieces.bounds(narrow, None)
+    assert ends is not None
+    assert ends.tolist() == list(range(0, 16 * 1024 + 1, 1024))
+    for other in (narrow[:, 1:], narrow.expand(2, -1, -1), narrow.new_empty(1, 16 * 1024, 17)):
+        assert cpu_pieces.bounds(other, None) is None
+    assert cpu_pieces.bounds(narrow, bounds) is None
 
 
 def test_chunks_give_the_bits_of_the_whole():

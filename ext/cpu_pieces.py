@@ -1,0 +1,85 @@
+"""One long sequence of few channels, which would keep one thread busy, scanned as pieces that threads take at once.
+
+The pieces are first run as packed sequences from zero states. What a piece then makes of the state before it is known
+without another run: exp(A ΣΔ) times it, more. So the pieces' states follow one from the other, and a second run, from
+these, is the scan; its gradients likewise, from the last piece to the first. Twice the arithmetic, on PIECES threads.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHANNELS = 16  # at most: there is nothing else to share out
+PIECES = 16
+SHORTEST = 1024  # steps of a piece
+ROWS = 1024  # steps that are summed at once
+
+Scan = Callable[..., tuple[Tensor, Tensor]]
+Backward = Callable[..., tuple[Tensor | None, ...]]
+
+
+def bounds(u: Tensor, cu_seqlens: Tensor | None) -> Tensor | None:
+    """Where the pieces begin and end, as cu_seqlens (PIECES + 1), by the shape alone; None for no pieces."""
+    b, length, d = u.shape
+    if cu_seqlens is not None or b != 1 or d > CHANNELS or length < PIECES * SHORTEST:
+        return None
+    return torch.arange(PIECES + 1).mul(length).div(PIECES, rounding_mode="floor")
+
+
+def forward(
+    scan: Scan, ends: Tensor, inputs: tuple[Tensor | None, ...], state: Tensor | None, *options: object
+) -> tuple[Tensor, Tensor]:
+    """y and the last state, by `scan`, which has the signature of a backend's scan_forward."""
+    before, _ = _relay(scan, ends, inputs, state, *options)
+    y, after = scan(*inputs, before, ends, *options)
+    return y, after[-1:]
+
+
+def backward(
+    scan: Scan,
+    differentiate: Backward,
+    ends: Tensor,
+    dy: Tensor,
+    dfinal_state: Tensor,
+    inputs: tuple[Tensor | None, ...],
+    state: Tensor | None,
+    *options: object,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of `forward`, by `differentiate`, which has the signature of a backend's scan_backward."""
+    before, fades = _relay(scan, ends, inputs, state, *options)
+    *_, own = differentiate(dy, torch.zeros_like(before), *inputs, before, ends, *options)
+    assert own is not None
+    dstates = [dfinal_state[0]]
+    for fade, piece in zip(fades[1:].flip(0), own[1:].flip(0), strict=True):
+        dstates.insert(0, piece + fade.conj() * dstates[0])
+    *grads, dinitial = differentiate(dy, torch.stack(dstates), *inputs, before, ends, *options)
+    return *grads, None if state is None or dinitial is None else dinitial[:1]
+
+
+def _relay(
+    scan: Scan, ends: Tensor, inputs: tuple[Tensor | None, ...], state: Tensor | None, *options: object
+) -> tuple[Tensor, Tensor]:
+    """The states before the pieces (PIECES d n), and how much of it each one leaves, exp(A ΣΔ)."""
+    _, delta, A, *_, delta_bias = inputs
+    assert delta is not None
+    assert A is not None
+    first = A.new_zeros(1, *A.shape) if state is None else state
+    nothing = torch.zeros_like(first).expand(PIECES, -1, -1)
+    _, after = scan(*inputs, nothing, ends, *options)
+    fades = torch.exp(A * _elapsed(delta[0], delta_bias, bool(options[0]), ends).to(A.dtype.to_real())[..., None])
+    states = [first[0]]
+    for fade, piece in zip(fades[:-1], after[:-1], strict=True):
+        states.append(fade * states[-1] + piece)
+    return torch.stack(states), fades
+
+
+def _elapsed(delta: Tensor, bias: Tensor | None, softplus: bool, ends: Tensor) -> Tensor:
+    """ΣΔ of each piece (PIECES d), summed in double precision in an order that no number of threads changes."""
+    sums = delta.new_zeros(PIECES, delta.shape[1], dtype=torch.float64)
+    for i, piece in enumerate(delta.tensor_split(ends[1:-1])):
+        for rows in piece.split(ROWS):
+            steps = rows.double() if bias is None else rows.double() + bias
+            sums[i] += (F.softplus(steps) if softplus else steps).sum(0)
+    return sums
