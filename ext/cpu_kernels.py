@@ -19,6 +19,8 @@ from .cpu_tiles import (
     BLOCK,
     CHUNK,
     GROUPS,
+    LINES_B,
+    LINES_C,
     copy,
     drain,
     initial_columns,
@@ -177,7 +179,7 @@ def _retrace(x, tile, scratch, row, t0, count, heads, dy, dx):
                 advance_one(x, tile, g, k, row, t0, count, heads[g], scratch.trace, dots)
                 retreat_one(x, tile, scratch, g, k, row, t0, count)
         if not x.static_B:
-            total_lines(scratch.lines_B, dx.B, t0, count, k, states, x.u)
+            total_lines(scratch.trace, LINES_B, dx.B, t0, count, k, states, x.u)
         if not x.static_C:
-            total_lines(scratch.lines_C, dx.C, t0, count, k, states, x.u)
+            total_lines(scratch.trace, LINES_C, dx.C, t0, count, k, states, x.u)
         k += states

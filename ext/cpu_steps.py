@@ -3,11 +3,14 @@
 from .cpu_tiles import (
     BLOCK,
     CHUNK,
+    DECAYS,
     DGAIN,
     DGATE,
     DOT,
     DRIVE,
     DSTEP,
+    LINES_B,
+    LINES_C,
     ROW,
     SEED,
     STEP,
@@ -110,7 +113,7 @@ def advance_one(x, tile, g, k, row, t0, count, state, trace, dots):
             gain = gain * phi(step * a)
         if trace.size:
             store(trace, t * TRACE * wide, h)
-            store(trace, (t * TRACE + BLOCK) * wide, fade)
+            store(trace, (t * TRACE + DECAYS) * wide, fade)
         h = fused(fade, h, gain)
         if dots:
             share = real(h * _coefficient(x.static_C, tile.c[g], x.C, row, t0 + t, k, wide))
@@ -134,7 +137,7 @@ def advance_four(x, tile, g, k, row, t0, count, state, trace, dots, wanted, ahea
         e0, e1, e2, e3 = decay(step, a0), decay(step, a1), decay(step, a2), decay(step, a3)
         if trace.size:
             store_four(trace, t * TRACE * wide, h0, h1, h2, h3)
-            store_four(trace, (t * TRACE + BLOCK) * wide, e0, e1, e2, e3)
+            store_four(trace, (t * TRACE + DECAYS) * wide, e0, e1, e2, e3)
         h0, h1 = fused(e0, h0, drive * B[k]), fused(e1, h1, drive * B[k + 1])
         h2, h3 = fused(e2, h2, drive * B[k + 2]), fused(e3, h3, drive * B[k + 3])
         if dots:
@@ -203,7 +206,7 @@ def retreat_one(x, tile, scratch, g, k, row, t0, count):
     for t in range(count - 1, -1, -1):
         i, at = t * ROW * wide, t * TRACE * wide
         step, drive = load(rows, i + STEP * wide), load(rows, i + DRIVE * wide)
-        fade = conjugate(load(trace, at + BLOCK * wide))
+        fade = conjugate(load(trace, at + DECAYS * wide))
         ddot = load(rows, i + SEED * wide) * pairs(x.A)
         dh = back + conjugate(_coefficient(x.static_C, tile.c[g], x.C, row, t0 + t, k, wide)) * ddot
         back = fade * dh
@@ -222,8 +225,8 @@ def retreat_one(x, tile, scratch, g, k, row, t0, count):
         store(rows, i + DGAIN * wide, load(rows, i + DGAIN * wide) + real(dgain))
         da = da + step * drate
         dC = conjugate(load(trace, at + TRACE * wide)) * ddot
-        _accumulate(x.static_B, scratch.db[g], j, scratch.lines_B, t * BLOCK * wide, dB)
-        _accumulate(x.static_C, scratch.dc[g], j, scratch.lines_C, t * BLOCK * wide, dC)
+        _accumulate(x.static_B, scratch.db[g], j, trace, at + LINES_B * wide, dB)
+        _accumulate(x.static_C, scratch.dc[g], j, trace, at + LINES_C * wide, dC)
     store(scratch.carry[g], j, back)
     store(scratch.da[g], j, da)
 
@@ -241,41 +244,43 @@ def _accumulate(static, column, j, lines, i, value):
 def retreat_four(x, tile, scratch, g, k, row, t0, count, wanted):
     """`retreat_one` for four states, as `advance_four`."""
     wide = width(x.u)
-    j, rows, trace, lines_B, lines_C = k * wide, tile.rows[g], scratch.trace, scratch.lines_B, scratch.lines_C
+    j, rows, trace = k * wide, tile.rows[g], scratch.trace
     a0, a1, a2, a3 = load_four(tile.a[g], j)
     c0, c1, c2, c3 = load_four(scratch.carry[g], j)
     d0, d1, d2, d3 = load_four(scratch.da[g], j)
     h0, h1, h2, h3 = load_four(trace, count * TRACE * wide)
     for t in range(count - 1, -1, -1):
-        i, at, line = t * ROW * wide, t * TRACE * wide, t * BLOCK * wide
+        i, at = t * ROW * wide, t * TRACE * wide
         B, C = x.B[row, t0 + t], x.C[row, t0 + t]
         _ask(wanted, row, t0 + t, tile.c0 + g * wide)
         step, drive, ddot = load(rows, i + STEP * wide), load(rows, i + DRIVE * wide), load(rows, i + SEED * wide)
         p0, p1, p2, p3 = load_four(trace, at)
-        e0, e1, e2, e3 = load_four(trace, at + BLOCK * wide)
-        c0, r0, g0 = _retreat(lines_B, lines_C, line, ddot, drive, c0, e0, p0, h0, B[k], C[k])
-        c1, r1, g1 = _retreat(lines_B, lines_C, line + wide, ddot, drive, c1, e1, p1, h1, B[k + 1], C[k + 1])
-        c2, r2, g2 = _retreat(lines_B, lines_C, line + 2 * wide, ddot, drive, c2, e2, p2, h2, B[k + 2], C[k + 2])
-        c3, r3, g3 = _retreat(lines_B, lines_C, line + 3 * wide, ddot, drive, c3, e3, p3, h3, B[k + 3], C[k + 3])
+        e0, e1, e2, e3 = load_four(trace, at + DECAYS * wide)
+        c0, r0, s0 = _retreat(trace, at, ddot, drive, c0, e0, p0, h0, C[k])
+        c1, r1, s1 = _retreat(trace, at + wide, ddot, drive, c1, e1, p1, h1, C[k + 1])
+        c2, r2, s2 = _retreat(trace, at + 2 * wide, ddot, drive, c2, e2, p2, h2, C[k + 2])
+        c3, r3, s3 = _retreat(trace, at + 3 * wide, ddot, drive, c3, e3, p3, h3, C[k + 3])
         h0, h1, h2, h3 = p0, p1, p2, p3
         d0, d1, d2, d3 = fused(step, r0, d0), fused(step, r1, d1), fused(step, r2, d2), fused(step, r3, d3)
         dstep = load(rows, i + DSTEP * wide) + a0 * r0 + a1 * r1 + (a2 * r2 + a3 * r3)
         store(rows, i + DSTEP * wide, real(dstep))
-        store(rows, i + DGAIN * wide, real(load(rows, i + DGAIN * wide) + (g0 + g1) + (g2 + g3)))
+        dgain = load(rows, i + DGAIN * wide) + s0 * B[k] + s1 * B[k + 1] + (s2 * B[k + 2] + s3 * B[k + 3])
+        store(rows, i + DGAIN * wide, real(dgain))
     store_four(scratch.carry[g], j, c0, c1, c2, c3)
     store_four(scratch.da[g], j, d0, d1, d2, d3)
 
 
 @inline
-def _retreat(lines_B, lines_C, line, ddot, drive, carry, fade, before, after, b, c):
-    """One state's step back: the new carry, and the gradients of the rate ΔA and of Δ u."""
+def _retreat(trace, at, ddot, drive, carry, fade, before, after, c):
+    """One state's step back: the new carry, and the gradients of the rate ΔA and of the state."""
     share = ddot * c
     dh = carry + share
     # Not fade * dh, which would make the way from step to step longer.
     carry = fused(fade, carry, fade * share)
-    store(lines_B, line, load(lines_B, line) + drive * dh)
-    store(lines_C, line, load(lines_C, line) + after * ddot)
-    return carry, before * carry, dh * b
+    wide = width(trace)
+    store(trace, at + LINES_B * wide, load(trace, at + LINES_B * wide) + drive * dh)
+    store(trace, at + LINES_C * wide, load(trace, at + LINES_C * wide) + after * ddot)
+    return carry, before * carry, dh
 
 
 @kernel

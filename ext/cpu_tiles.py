@@ -19,7 +19,8 @@ BLOCK = 4  # states taken at a time
 # at the same place of another page.
 ROW = 8
 U, STEP, DRIVE, DOT, SEED, DGAIN, DSTEP, DGATE = range(ROW)
-TRACE = 2 * BLOCK
+TRACE = 4 * BLOCK
+DECAYS, LINES_B, LINES_C = BLOCK, 2 * BLOCK, 3 * BLOCK
 
 # Inside a loop over steps Numba's reference counts would cost more than the arithmetic, and so would calls.
 kernel = register_jitable(_nrt=False)
@@ -47,9 +48,7 @@ class Scratch(NamedTuple):
     da: Any
     db: Any
     dc: Any
-    trace: Any  # of BLOCK states of one group: their values before each step of the chunk, and decays
-    lines_B: Any  # the gradient of B of BLOCK states, lane by lane
-    lines_C: Any
+    trace: Any  # of BLOCK states, a row a step: of one group their values before it and decays; their gradients of B, C
 
 
 @inline
@@ -67,8 +66,7 @@ def scratch_part(scratch, g0):
     """What belongs to `part(tile, g0)`."""
     g1 = min(g0 + GROUPS, len(scratch.carry))
     return Scratch(
-        scratch.carry[g0:g1], scratch.da[g0:g1], scratch.db[g0:g1], scratch.dc[g0:g1],
-        scratch.trace, scratch.lines_B, scratch.lines_C,
+        scratch.carry[g0:g1], scratch.da[g0:g1], scratch.db[g0:g1], scratch.dc[g0:g1], scratch.trace,
     )  # fmt: skip
 
 
@@ -168,18 +166,18 @@ def aligned(count, like):
 
 
 @kernel
-def total_lines(lines, matrix, t0, count, k, states, like):
+def total_lines(trace, place, matrix, t0, count, k, states, like):
     """Add the lanes' sum of each step to `states` columns of `matrix` (l n) from the k-th on, and clear the lines."""
-    wide, nothing = width(like), fill(lines, 0.0)
+    wide, nothing = width(like), fill(trace, 0.0)
     for t in range(count):
-        i = t * BLOCK * wide
+        i = (t * TRACE + place) * wide
         if states == BLOCK:
-            v0, v1, v2, v3 = load_four(lines, i)
+            v0, v1, v2, v3 = load_four(trace, i)
             add_totals(matrix[t0 + t], k, v0, v1, v2, v3)
-            store_four(lines, i, nothing, nothing, nothing, nothing)
+            store_four(trace, i, nothing, nothing, nothing, nothing)
         else:
-            matrix[t0 + t, k] += total(load(lines, i))
-            store(lines, i, nothing)
+            matrix[t0 + t, k] += total(load(trace, i))
+            store(trace, i, nothing)
 
 
 @register_jitable
@@ -219,5 +217,4 @@ def scratch_for(x, tile, dfinal):
         gather(dfinal, tile.c0, groups, x.u),
         zeros(tile.a.shape, x.A), zeros(tile.b.shape, x.A), zeros(tile.c.shape, x.A),
         zeros((1, (CHUNK + 1) * TRACE * wide), x.A)[0],
-        zeros((1, CHUNK * BLOCK * wide), x.A)[0], zeros((1, CHUNK * BLOCK * wide), x.A)[0],
     )  # fmt: skip
