@@ -1,4 +1,4 @@
-"""The causal convolution on the CPU, and one token of a mixer, in torch's own operations.
+"""The causal convolution on the CPU, in torch's own operations.
 
 A sequence is laid out behind the k-1 inputs that came before it (zeros without a state), and packed sequences one after
 the other in that form, so that one depthwise convolution serves them all and nothing leaks between them.
@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import reference
 from .reference import accumulation_dtype
 
 ROWS = 1024  # steps that are summed at once into the gradient of the weight
@@ -73,31 +72,6 @@ def conv_backward(
     dx, dinitial = _split_gradient(dpadded, dfinal_state.to(real), history, layout)
     dinitial = None if initial_state is None else _own(dinitial, initial_state.dtype)
     return _own(dx, x.dtype), dweight.to(weight.dtype), dbias, dinitial
-
-
-def step(
-    x: Tensor,
-    z: Tensor | None,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    x_proj: Tensor,
-    dt_proj: Tensor | None,
-    A: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    conv_state: Tensor,
-    scan_state: Tensor,
-    B: Tensor | None,
-    C: Tensor | None,
-    activation: str,
-    delta_softplus: bool,
-    discretisation: str,
-) -> Tensor:
-    """As `reference.step`: at one token there is nothing to stream, and the definition is a dozen vector operations."""
-    return reference.step(
-        x, z, conv_weight, conv_bias, x_proj, dt_proj, A, D, delta_bias, conv_state, scan_state, B, C, activation,
-        delta_softplus, discretisation,
-    )  # fmt: skip
 
 
 def _own(part: Tensor, dtype: torch.dtype) -> Tensor:

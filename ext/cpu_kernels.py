@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from .cpu_steps import advance, advance_four, advance_one, gate, prepare, retreat_four, retreat_one, seed, settle
+from .cpu_chunks import advance, advance_four, advance_one, gate, prepare, retreat_four, retreat_one, seed, settle
 from .cpu_tiles import (
     BLOCK,
     CHUNK,

@@ -227,7 +227,8 @@ def _four_totals(typing: Any, array: Any, index: Any, v0: Any, v1: Any, v2: Any,
             parts = (ir.Constant(ir.VectorType(ir.IntType(32), len(low)), [i + j for i in low]) for j in (0, span // 2))
             return builder.fadd(*(builder.shuffle_vector(a, b, part) for part in parts))
 
-        low, high = (halves(*arguments[i : i + 2], 2 * WIDTH, WIDTH) for i in (2, 4))
+        _, _, v0, v1, v2, v3 = arguments
+        low, high = halves(v0, v1, 2 * WIDTH, WIDTH), halves(v2, v3, 2 * WIDTH, WIDTH)
         sums, span = halves(low, high, 2 * WIDTH, WIDTH // 2), WIDTH // 4
         while span > 1:
             sums, span = halves(sums, sums, 4 * span, span), span // 2

@@ -44,7 +44,7 @@ def threads(count: int) -> Iterator[None]:
 class Case:
     """One call of an op: what it is given and with what its outputs are weighted before going backward."""
 
-    tensors: Mapping[str, Any]
+    tensors: dict[str, Any]
     weights: tuple[Tensor, Tensor]
     options: Mapping[str, Any] = field(default_factory=dict)
 
