@@ -1,4 +1,4 @@
-"""The ops of Mamba, the scan and the convolution, and how they are computed on each backend.
+"""The ops of Mamba, the scan, the convolution and the norm, and how they are computed on each backend.
 
 The axes, everywhere, as einops letters:
 
@@ -12,7 +12,8 @@ row a sequence, (s d n) and (s k-1 d), when sequences are packed.
 
 from .backends import prepare
 from .conv import causal_conv1d
+from .norm import rms_norm
 from .scan import selective_scan
 from .step import step_
 
-__all__ = ["causal_conv1d", "prepare", "selective_scan", "step_"]
+__all__ = ["causal_conv1d", "prepare", "rms_norm", "selective_scan", "step_"]

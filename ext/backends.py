@@ -33,6 +33,8 @@ class Backend:
     scan_backward: Callable[..., Any]
     conv_forward: Callable[..., Any]
     conv_backward: Callable[..., Any]
+    norm_forward: Callable[..., Any]
+    norm_backward: Callable[..., Any]
     step: Callable[..., Any]
 
 
@@ -76,7 +78,10 @@ BACKENDS = (
             "cpu_chunks.py",
             "cpu_compile.py",
             "cpu_conv.py",
+            "cpu_conv_kernels.py",
             "cpu_kernels.py",
+            "cpu_norm.py",
+            "cpu_norm_kernels.py",
             "cpu_pieces.py",
             "cpu_step.py",
             "cpu_step_kernels.py",
@@ -90,6 +95,8 @@ BACKENDS = (
         scan_backward=_late("cpu", "scan_backward"),
         conv_forward=_late("cpu_conv", "conv_forward"),
         conv_backward=_late("cpu_conv", "conv_backward"),
+        norm_forward=_late("cpu_norm", "norm_forward"),
+        norm_backward=_late("cpu_norm", "norm_backward"),
         step=_late("cpu_step", "step"),
     ),
     Backend(
@@ -102,6 +109,8 @@ BACKENDS = (
         scan_backward=reference.scan_backward,
         conv_forward=reference.conv_forward,
         conv_backward=reference.conv_backward,
+        norm_forward=reference.norm_forward,
+        norm_backward=reference.norm_backward,
         step=reference.step,
     ),
 )

@@ -1,5 +1,6 @@
 """What a caller may hand to the ops: the contract's rules, each refusal naming both sides."""
 
+import math
 import os
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -151,6 +152,19 @@ def check_written(name: str, state: Tensor) -> None:
             if stride < reach:
                 raise ValueError(f"{name} has strides {state.stride()}; its elements must not share memory")
             reach += stride * (size - 1)
+
+
+def check_norm(x: Tensor, weight: Tensor, epsilon: float) -> None:
+    """Refuse with ValueError what `rms_norm` is not defined for."""
+    check_tensors(x=x, weight=weight)
+    if x.dim() == 0 or x.shape[-1] == 0:
+        raise ValueError(f"x has shape {tuple(x.shape)}; it must be (… m) with m at least 1")
+    if x.dtype not in DTYPES:
+        raise ValueError(f"x is {x.dtype}; it must be one of {', '.join(map(str, DTYPES))}")
+    others = DTYPES if x.dtype != torch.float64 else (torch.float64,)
+    require("weight", weight, "m", (x.shape[-1],), others, x, "x")
+    if not isinstance(epsilon, float | int) or not 0 <= epsilon < math.inf:
+        raise ValueError(f"epsilon must be a number from 0 on, not {shown(epsilon)}")
 
 
 def check_options(backend: object, delta_softplus: object = True) -> None:

@@ -13,7 +13,16 @@ from numba import types
 from numba.core.caching import FunctionCache
 
 # The files beside this one that kernels are compiled from.
-SOURCES = "cpu_chunks.py", "cpu_kernels.py", "cpu_step_kernels.py", "cpu_tiles.py", "lane_math.py", "lanes.py"
+SOURCES = (
+    "cpu_chunks.py",
+    "cpu_conv_kernels.py",
+    "cpu_kernels.py",
+    "cpu_norm_kernels.py",
+    "cpu_step_kernels.py",
+    "cpu_tiles.py",
+    "lane_math.py",
+    "lanes.py",
+)
 
 _log = logging.getLogger(__package__)
 _compiling = threading.Lock()
@@ -24,7 +33,7 @@ def ready(kernel: Any, codes: str, work: torch.dtype) -> None:
     """Make a kernel ready for states of one dtype: from the cache on disk, or by compiling it, which takes seconds.
 
     `codes` are its arguments: arrays of rank n, Rn real, Sn of states, Qn and Tn the same in double precision, In
-    integer; an integer i, a flag b.
+    integer; an integer i, a number f, a flag b.
     """
     with _compiling:
         if not isinstance(kernel._cache, _Cache):
@@ -46,7 +55,7 @@ def _signature(codes: str, work: torch.dtype) -> tuple[types.Type, ...]:
     precise = torch.promote_types(work, torch.float64)
     named = {"R": work.to_real(), "S": work, "Q": torch.float64, "T": precise, "I": torch.int64}
     dtypes = {code: _numba_type(dtype) for code, dtype in named.items()}
-    plain = {"i": types.int64, "b": types.boolean}
+    plain = {"i": types.int64, "f": types.float64, "b": types.boolean}
     # Layout "A" takes any strides, so that one signature does for all.
     return tuple(plain.get(code) or types.Array(dtypes[code[0]], int(code[1]), "A") for code in codes.split())
 

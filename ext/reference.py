@@ -187,6 +187,17 @@ def step(
     return y[:, 0]
 
 
+def norm_forward(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """x (p m) over its root mean square, times weight (m), in weight's dtype (Zhang & Sennrich, arXiv:1910.07467)."""
+    wide = accumulation_dtype(x.dtype)
+    return F.rms_norm(x.to(wide), weight.shape, weight.to(wide), epsilon).to(weight.dtype)
+
+
+def norm_backward(dy: Tensor, x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor | None, ...]:
+    """The gradients of `norm_forward` for x and weight."""
+    return _gradients(lambda *leaves: (norm_forward(*leaves, epsilon),), (dy,), (x, weight))
+
+
 def _lengths(cu_seqlens: Tensor | None, length: int) -> list[int]:
     if cu_seqlens is None:
         return [length]
@@ -213,7 +224,7 @@ def _weighted_sum(x: Tensor, taps: tuple[Tensor, ...]) -> Tensor:
 
 
 def _gradients(
-    forward: Callable[..., tuple[Tensor, Tensor]], grads: tuple[Tensor, Tensor], inputs: tuple[Tensor | None, ...]
+    forward: Callable[..., tuple[Tensor, ...]], grads: tuple[Tensor, ...], inputs: tuple[Tensor | None, ...]
 ) -> tuple[Tensor | None, ...]:
     with _recording():
         leaves = [None if x is None else x.detach().requires_grad_() for x in inputs]

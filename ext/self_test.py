@@ -78,7 +78,13 @@ def step(row: Any, draw: Draw) -> list[Tensor]:
     return [row.step(x, z, weight, bias, x_proj, dt_proj, A, D, delta_bias, *states, *options), *states]
 
 
-QUESTIONS = (scan, packed_scan, conv, packed_conv, step)
+def norm(row: Any, draw: Draw) -> list[Tensor]:
+    """More rows than a thread takes at once, of a width that fills no vector."""
+    x, weight, dy = draw(67, 19), draw(19), draw(67, 19)
+    return [row.norm_forward(x, weight, 1e-5), *row.norm_backward(dy, x, weight, 1e-5)]
+
+
+QUESTIONS = (scan, packed_scan, conv, packed_conv, step, norm)
 
 
 @cache

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
+from ..ext import rms_norm
+
 
 def widened(dtype: torch.dtype) -> torch.dtype:
     """The dtype of the residual stream and of kept parameters: float32, or float64 for a float64 model."""
@@ -25,10 +27,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(d_model))
         self.epsilon = epsilon
 
-    def forward(self, x: Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch m"]:
-        wide = widened(x.dtype)
-        y = F.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.epsilon)
-        return y.to(self.weight.dtype)
+    def forward(self, x: Float[Tensor, "*batch m"], backend: str | None = None) -> Float[Tensor, "*batch m"]:
+        return rms_norm(x, self.weight, epsilon=self.epsilon, backend=backend)
 
 
 class KeepsFloat32(nn.Module):

@@ -130,7 +130,7 @@ class MambaBlock(nn.Module):
         backend: str | None = None,
     ) -> tuple[Float[Tensor, "b l m"], Float[Tensor, "s j d"], Float[Tensor, "s d n"]]:
         """The residual stream after this layer, and the layer's states after the chunk."""
-        mixed, *states = self.mixer(self.norm(residual), conv_state, scan_state, cu_seqlens, backend)
+        mixed, *states = self.mixer(self.norm(residual, backend), conv_state, scan_state, cu_seqlens, backend)
         return residual + mixed, *states
 
     def step(
@@ -141,7 +141,7 @@ class MambaBlock(nn.Module):
         backend: str | None = None,
     ) -> Float[Tensor, "b m"]:
         """The residual stream of one more token a row, both states advanced in place."""
-        return residual + self.mixer.step(self.norm(residual), conv_state, scan_state, backend)
+        return residual + self.mixer.step(self.norm(residual, backend), conv_state, scan_state, backend)
 
 
 class _Backbone(nn.Module):
@@ -209,7 +209,7 @@ class Mamba(nn.Module):
             scan.append(scan_state)
         if logits_at is not None:
             residual = residual.flatten(0, 1)[logits_at]
-        return self.lm_head(self.backbone.norm_f(residual)), State(tuple(conv), tuple(scan))
+        return self.lm_head(self.backbone.norm_f(residual, self.backend)), State(tuple(conv), tuple(scan))
 
     @torch.no_grad()
     def step(self, tokens: Int64[Tensor, " b"], state: State) -> Float[Tensor, "b v"]:
@@ -218,7 +218,7 @@ class Mamba(nn.Module):
         residual = self._embed(tokens)
         for block, conv, scan in zip(self.layers, state.conv, state.scan, strict=True):
             residual = block.step(residual, conv, scan, self.backend)
-        return self.lm_head(self.backbone.norm_f(residual))
+        return self.lm_head(self.backbone.norm_f(residual, self.backend))
 
     def empty_state(self, batch: int) -> State:
         """The state of `batch` rows that have read nothing, on the model's device."""
