@@ -27,6 +27,6 @@ def ordered_sum(parts: Tensor) -> Tensor:
     """The sum over the first axis, neighbours' halves first, in an order that no number of threads changes."""
     while len(parts) > 1:
         half = (len(parts) + 1) // 2
-        parts[: len(parts) - half] += parts[half:]
+        parts[: len(parts) - half].add_(parts[half:])
         parts = parts[:half]
     return parts[0]

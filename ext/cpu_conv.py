@@ -1,28 +1,24 @@
-"""The causal convolution on the CPU, in torch's own operations.
+"""The convolution of the CPU backend: prepares tensors for the Numba kernels and runs these on threads."""
 
-A sequence is laid out behind the k-1 inputs that came before it (zeros without a state), and packed sequences one after
-the other in that form, so that one depthwise convolution serves them all and nothing leaks between them.
-"""
+from typing import Any
 
-from typing import NamedTuple
-
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import cpu_conv_kernels, lanes
+from .cpu_arrays import array, ordered_sum, spans_of
+from .cpu_compile import ready
+from .cpu_threads import share_out
 from .reference import accumulation_dtype
 
-ROWS = 1024  # steps that are summed at once into the gradient of the weight
+SLAB = 512  # channels of a row that are taken together: all that a step needs of them stays in the first cache
+RANGES = 32  # ranges of steps at the most, each with a partial sum of its own
+GRAIN = 2**17  # numbers worth a unit of work of their own
 
-
-class _Layout(NamedTuple):
-    """Where packed sequences stand in the row of histories and inputs; None for a batch, which has one form a row."""
-
-    inputs: Tensor  # (l) of each input
-    outputs: Tensor  # (l) of the output that belongs to it
-    histories: Tensor  # (s k-1) of the inputs before each sequence
-    finals: Tensor  # (s k-1) of each sequence's last inputs
-    count: int  # s
+_INPUTS = "i i i i R2 I2 R3 R2 R1 R3 b"
+_FORWARD, _BACKWARD = f"{_INPUTS} R3 R3", f"{_INPUTS} R3 R3 R3 R3 Q3"
 
 
 def conv_forward(
@@ -33,12 +29,12 @@ def conv_forward(
     cu_seqlens: Tensor | None,
     activation: str,
 ) -> tuple[Tensor, Tensor]:
-    """As `reference.conv_forward`."""
-    layout = _layout(cu_seqlens, weight.shape[1] - 1)
-    padded = _padded(x, weight.shape[1] - 1, initial_state, layout)
-    y = _convolved(padded, weight, bias, layout)
-    y = F.silu(y) if activation == "silu" else y
-    return y.to(x.dtype).contiguous(), _final_state(padded, weight.shape[1] - 1, layout).contiguous()
+    """As `reference.conv_forward`, in the memory of its results."""
+    work, spans = accumulation_dtype(x.dtype), spans_of(x, cu_seqlens)
+    inputs = _inputs(work, x, weight, bias, initial_state)
+    y, final = _results(work, x, weight, len(spans))
+    _run(cpu_conv_kernels.conv_forward, _FORWARD, work, spans, *inputs, activation == "silu", y.numpy(), final.numpy())
+    return _own(y, x), _own(final, x)
 
 
 def conv_backward(
@@ -52,101 +48,67 @@ def conv_backward(
     activation: str,
 ) -> tuple[Tensor | None, ...]:
     """As `reference.conv_backward`: the values before the activation are computed again."""
-    history, real = weight.shape[1] - 1, accumulation_dtype(x.dtype)
-    layout = _layout(cu_seqlens, history)
-    padded = _padded(x, history, initial_state, layout).to(real)
-    grad = dy.to(real)
-    if activation == "silu":
-        before = _convolved(padded, weight, bias, layout)
-        gate = torch.sigmoid(before)
-        grad = grad * gate * (1 + before * (1 - gate))
-    dbias = None if bias is None else _ordered_sum(grad).to(bias.dtype)
-    if layout is not None:
-        places = grad.new_zeros(1, max(padded.shape[1] - history, 0), grad.shape[2])
-        grad = places.index_copy_(1, layout.outputs, grad)
-    dweight, dpadded = torch.zeros_like(weight, dtype=real), torch.zeros_like(padded)
-    for j, tap in enumerate(weight.to(real).unbind(1)):
-        window = slice(j, j + grad.shape[1])
-        dweight[:, j] = _ordered_sum(grad * padded[:, window])
-        dpadded[:, window] += grad * tap
-    dx, dinitial = _split_gradient(dpadded, dfinal_state.to(real), history, layout)
-    dinitial = None if initial_state is None else _own(dinitial, initial_state.dtype)
-    return _own(dx, x.dtype), dweight.to(weight.dtype), dbias, dinitial
+    work, spans = accumulation_dtype(x.dtype), spans_of(x, cu_seqlens)
+    inputs = *_inputs(work, x, weight, bias, initial_state), activation == "silu"
+    grads = _array(dy, work, 3), _array(dfinal_state, work, 3)
+    dx, dinitial = _results(work, x, weight, len(spans))
+    sums = torch.zeros(_ranges(dx.shape), weight.shape[1] + 1, dx.shape[2], dtype=torch.float64)
+    outputs = (tensor.numpy() for tensor in (dx, dinitial, sums))
+    _run(cpu_conv_kernels.conv_backward, _BACKWARD, work, spans, *inputs, *grads, *outputs)
+    total = ordered_sum(sums)[:, : x.shape[2]]
+    dweight = total[:-1].t().to(weight.dtype, copy=True, memory_format=torch.contiguous_format)
+    dbias = None if bias is None else total[-1].to(bias.dtype, copy=True)
+    return _own(dx, x), dweight, dbias, None if initial_state is None else _own(dinitial, initial_state)
 
 
-def _own(part: Tensor, dtype: torch.dtype) -> Tensor:
-    """A part of a row in memory of its own, as an op has to return it."""
-    return part.to(dtype).clone(memory_format=torch.contiguous_format)
+def _inputs(
+    work: torch.dtype, x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None
+) -> tuple[np.ndarray, ...]:
+    """x, the taps (k d), the bias and the state, which is of no sequence where there is none."""
+    inputs = _array(x, work, 3)
+    bias = x.new_zeros(x.shape[2]) if bias is None else bias
+    initial = inputs[:0] if initial_state is None else _array(initial_state, work, 3)
+    return inputs, _array(weight.t(), work, 2), _array(bias, work, 1), initial
 
 
-def _layout(cu_seqlens: Tensor | None, history: int) -> _Layout | None:
-    if cu_seqlens is None:
-        return None
-    bounds = cu_seqlens.long()
-    sequence = torch.repeat_interleave(torch.arange(len(bounds) - 1), bounds.diff())
-    outputs = torch.arange(len(sequence)) + history * sequence
-    # Sequence i and its history begin at bounds[i] + i * history.
-    heads = bounds + history * torch.arange(len(bounds))
-    behind = torch.arange(history)
-    finals = heads[1:] - history
-    return _Layout(
-        inputs=outputs + history,
-        outputs=outputs,
-        histories=(heads[:-1, None] + behind).flatten(),
-        finals=(finals[:, None] + behind).flatten(),
-        count=len(finals),
-    )
+def _array(tensor: Tensor, work: torch.dtype, rank: int) -> np.ndarray:
+    """As `array`, with as many channels as lanes at least."""
+    missing = _width(work) - tensor.shape[-1]
+    return array(F.pad(tensor, (0, missing)) if missing > 0 else tensor, work, rank)
 
 
-def _padded(x: Tensor, history: int, initial_state: Tensor | None, layout: _Layout | None) -> Tensor:
-    """Each sequence behind its history: (b k-1+l d), or one row (1 l+s(k-1) d) of packed ones."""
-    if layout is None:
-        before = x.new_zeros(x.shape[0], history, x.shape[2]) if initial_state is None else initial_state
-        return torch.cat([before, x], 1)
-    padded = x.new_zeros(1, x.shape[1] + len(layout.histories), x.shape[2])
-    padded[:, layout.inputs] = x
-    if initial_state is not None:
-        padded[:, layout.histories] = initial_state.reshape(1, -1, x.shape[2])
-    return padded
+def _width(work: torch.dtype) -> int:
+    return lanes.WIDTH if work == torch.float32 else 1
 
 
-def _convolved(padded: Tensor, weight: Tensor, bias: Tensor | None, layout: _Layout | None) -> Tensor:
-    """Before the activation, in the accumulation dtype: (b l d)."""
-    real = accumulation_dtype(padded.dtype)
-    length = padded.shape[1] - weight.shape[1] + 1
-    if padded.numel() == 0 or length <= 0:
-        return padded.new_empty(
-            padded.shape[0], 0 if layout is not None else max(length, 0), padded.shape[2], dtype=real
-        )
-    rows = padded.to(real).transpose(1, 2).unsqueeze(2)
-    offset = None if bias is None else bias.to(real)
-    y = F.conv2d(rows, weight.to(real)[:, None, None], offset, groups=weight.shape[0]).squeeze(2).transpose(1, 2)
-    return y if layout is None else y[:, layout.outputs]
+def _results(work: torch.dtype, x: Tensor, weight: Tensor, sequences: int) -> tuple[Tensor, Tensor]:
+    """Memory for y and the final state, or for the gradients of x and the initial state; the states begin as zeros."""
+    b, length, d = x.shape
+    d = max(d, _width(work))
+    return torch.empty(b, length, d, dtype=work), torch.zeros(sequences, weight.shape[1] - 1, d, dtype=work)
 
 
-def _final_state(padded: Tensor, history: int, layout: _Layout | None) -> Tensor:
-    """The last k-1 inputs of each sequence, its history included: (b k-1 d) or (s k-1 d)."""
-    if layout is None:
-        return padded[:, padded.shape[1] - history :].clone()
-    return padded[0, layout.finals].reshape(layout.count, history, padded.shape[2])
+def _own(result: Tensor, like: Tensor) -> Tensor:
+    """The channels of `result` that `like` has, in its dtype."""
+    result = result if result.shape[2] == like.shape[2] else result[..., : like.shape[2]].contiguous()
+    return result if result.dtype == like.dtype else result.to(like.dtype)
 
 
-def _split_gradient(
-    dpadded: Tensor, dfinal_state: Tensor, history: int, layout: _Layout | None
-) -> tuple[Tensor, Tensor]:
-    """The gradients of the inputs and of the histories; the final states' own are added where these were read."""
-    if layout is None:
-        dpadded[:, dpadded.shape[1] - history :] += dfinal_state
-        return dpadded[:, history:], dpadded[:, :history]
-    dpadded[0, layout.finals] += dfinal_state.reshape(-1, dpadded.shape[2])
-    dinitial = dpadded[0, layout.histories].reshape(dfinal_state.shape)
-    return dpadded[:, layout.inputs], dinitial
+def _ranges(shape: tuple[int, ...]) -> int:
+    """How many ranges the steps of all sequences are dealt out as."""
+    b, length, d = shape
+    return max(1, min(b * length * min(d, SLAB) // GRAIN, b * length, RANGES))
 
 
-def _ordered_sum(values: Tensor) -> Tensor:
-    """The sum over b and l, ROWS steps at a time: torch shares one such sum out by its shape, not by its threads."""
-    total = values.new_zeros(values.shape[2])
-    for row in values:
-        for part in row.split(ROWS):
-            total += part.sum(0)
-    return total
+def _run(
+    kernel: Any, codes: str, work: torch.dtype, spans: np.ndarray, x: np.ndarray, taps: np.ndarray, *rest: Any
+) -> None:
+    """Have threads share out the units of a kernel's work."""
+    ready(kernel, codes, work)
+    ranges, slabs, threads = _ranges(x.shape), -(-x.shape[2] // SLAB), torch.get_num_threads()
+
+    def work_on(first: int, last: int) -> None:
+        scratch = torch.empty(cpu_conv_kernels.CHUNK + 4 * len(taps), x.shape[2], dtype=work).numpy()
+        kernel(first, last, ranges, slabs, scratch, spans, x, taps, *rest)
+
+    share_out(work_on, ranges * slabs, 4 * threads if threads > 1 else 1)

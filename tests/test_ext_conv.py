@@ -172,3 +172,14 @@ def test_two_runs_and_any_number_of_threads_give_the_same_bits(backend, bounds):
         with threads(count):
             again = case.run(op)
         assert all(again[name].equal(first[name]) for name in first)
+
+
+@every_backend
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 1e30, -1e30, 100.0, -100.0])
+def test_extreme_numbers_come_out_as_from_the_definition(backend, bad):
+    case = conv_case(length=37, d=21, activation="silu")
+    case.tensors["x"][0, (5, 6, 36), (2, 20, 7)] = bad
+    actual, expected = (case.run(conv_with(name)) for name in (usable(backend), "reference"))
+    for name, tensor in actual.items():
+        wanted, scale = expected[name], expected[name][expected[name].isfinite()].abs().max()
+        torch.testing.assert_close(tensor, wanted, rtol=1e-5, atol=1e-6 * float(scale), equal_nan=True)
