@@ -13,15 +13,16 @@ from .checks import check_norm, check_options
 def rms_norm(
     x: Float[Tensor, "*batch m"], weight: Float[Tensor, "m"], *, epsilon: float = 1e-5, backend: str | None = None
 ) -> Float[Tensor, "*batch m"]:
-    """x / sqrt(mean(x^2) + epsilon) * weight over the last axis (Zhang & Sennrich, arXiv:1910.07467), in weight's dtype.
+    """x / sqrt(mean(x^2) + epsilon) * weight over the last axis (Zhang & Sennrich, arXiv:1910.07467).
 
-    Computed in float32, or in float64 for float64; x and weight have gradients, and any strides.
+    Computed in float32, or in float64 for float64, and in weight's dtype in the end. x and weight have gradients, and
+    any strides.
 
     Raises ValueError where a shape, dtype, device or name breaks these rules, or no backend can run.
     """
     check_options(backend)
     check_norm(x, weight, epsilon)
-    return _norm(x.flatten(0, -2), weight, epsilon, backend or "").view(x.shape)
+    return _norm(x.reshape(-1, x.shape[-1]), weight, epsilon, backend or "").view(x.shape)
 
 
 @torch.library.custom_op("mambalab::rms_norm", mutates_args=())
