@@ -15,7 +15,8 @@ from .reference import accumulation_dtype
 
 SLAB = 512  # channels of a row that are taken together: all that a step needs of them stays in the first cache
 RANGES = 32  # ranges of steps at the most, each with a partial sum of its own
-GRAIN = 2**17  # numbers worth a unit of work of their own
+GRAIN = 2**17  # numbers worth a range of steps
+SHARE = 2**19  # numbers worth another thread, whose waking takes as long as some hundred thousand
 
 _INPUTS = "i i i i R2 I2 R3 R2 R1 R3 b"
 _FORWARD, _BACKWARD = f"{_INPUTS} R3 R3", f"{_INPUTS} R3 R3 R3 R3 Q3"
@@ -103,12 +104,12 @@ def _ranges(shape: tuple[int, ...]) -> int:
 def _run(
     kernel: Any, codes: str, work: torch.dtype, spans: np.ndarray, x: np.ndarray, taps: np.ndarray, *rest: Any
 ) -> None:
-    """Have threads share out the units of a kernel's work."""
+    """Have threads share out the units of a kernel's work, SHARE numbers a share at least."""
     ready(kernel, codes, work)
-    ranges, slabs, threads = _ranges(x.shape), -(-x.shape[2] // SLAB), torch.get_num_threads()
+    ranges, slabs = _ranges(x.shape), -(-x.shape[2] // SLAB)
 
     def work_on(first: int, last: int) -> None:
         scratch = torch.empty(cpu_conv_kernels.CHUNK + 4 * len(taps), x.shape[2], dtype=work).numpy()
         kernel(first, last, ranges, slabs, scratch, spans, x, taps, *rest)
 
-    share_out(work_on, ranges * slabs, 4 * threads if threads > 1 else 1)
+    share_out(work_on, ranges * slabs, max(1, min(x.size // SHARE, 4 * torch.get_num_threads())))

@@ -195,7 +195,7 @@ def norm_forward(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 def norm_backward(dy: Tensor, x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor | None, ...]:
     """The gradients of `norm_forward` for x and weight."""
-    return _gradients(lambda *leaves: (norm_forward(*leaves, epsilon),), (dy,), (x, weight))
+    return _gradients(lambda x, weight: (norm_forward(x, weight, epsilon),), (dy,), (x, weight))
 
 
 def _lengths(cu_seqlens: Tensor | None, length: int) -> list[int]:

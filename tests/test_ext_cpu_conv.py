@@ -16,8 +16,9 @@ WIDTHS = (1, 2, 3, 4, 5, 9, 40)
 
 @pytest.fixture
 def fine(monkeypatch):
-    """Ranges of a step or a few, and slabs of twice the lanes."""
+    """Ranges of a step or a few, slabs of twice the lanes, and a thread for each that may have one."""
     monkeypatch.setattr(cpu_conv, "GRAIN", 1)
+    monkeypatch.setattr(cpu_conv, "SHARE", 1)
     monkeypatch.setattr(cpu_conv, "SLAB", 32)
 
 
@@ -38,7 +39,7 @@ def test_other_dtypes_are_parted_likewise(fine, dtype):
     assert_same(case.run(conv), expected_conv(case), dtype)
 
 
-@pytest.mark.parametrize("shape", [{"b": 1, "length": 3000, "d": 130}, {"b": 9, "length": 300, "d": 560}], ids=str)
+@pytest.mark.parametrize("shape", [{"b": 1, "length": 9000, "d": 130}, {"b": 9, "length": 300, "d": 560}], ids=str)
 def test_the_number_of_threads_and_the_run_change_no_bit(shape):
     case, results = conv_case(**shape, activation="silu"), []
     for count in (1, 2, 3, 3):
@@ -46,6 +47,17 @@ def test_the_number_of_threads_and_the_run_change_no_bit(shape):
             results.append(case.run(conv))
     for other in results[1:]:
         assert all(torch.equal(tensor, other[name]) for name, tensor in results[0].items())
+
+
+@pytest.mark.parametrize("bounds", [None, PACKED], ids=["whole", "packed"])
+def test_the_number_of_threads_changes_no_bit_of_small_parts(fine, bounds):
+    case = conv_case(b=1 if bounds else 3, length=70, d=100, bounds=bounds, activation="silu")
+    with threads(1):
+        alone = case.run(conv)
+    for count in (2, 3):
+        with threads(count):
+            together = case.run(conv)
+        assert all(torch.equal(tensor, alone[name]) for name, tensor in together.items())
 
 
 @pytest.mark.parametrize("k", WIDTHS)
