@@ -12,7 +12,7 @@ from .cpu_threads import share_out
 
 SLAB = 64  # channels that a thread takes along a sequence, at least where there are as many: rows lie across pages
 PARTS = 32  # partial sums of the backward pass, about, and so threads that have something to do
-GRAIN = 2**18  # states worth handing to another thread
+GRAIN = 2**20  # states worth waking another thread for
 
 # The kernels' arguments, as `cpu_compile.ready` reads them.
 _INPUTS = "R3 R3 S2 S3 S3 R1 R3 R1 S3 b b b b"

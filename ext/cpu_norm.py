@@ -10,7 +10,8 @@ from .cpu_threads import share_out
 from .reference import accumulation_dtype
 
 PARTS = 32  # partial sums of the gradient of the weight, at most
-GRAIN = 2**14  # numbers worth handing to another thread
+GRAIN = 2**14  # numbers of a partial sum, at least
+SHARE = 2**19  # numbers worth another thread, as for the convolution
 
 _FORWARD = "i i R2 R1 f R2"
 _BACKWARD = "i i i R2 R1 f R2 R2 Q2"
@@ -22,7 +23,7 @@ def norm_forward(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     y = torch.empty(x.shape, dtype=work)
     arguments = array(x, work, 2), array(weight, work, 1), epsilon, y.numpy()
     ready(cpu_norm_kernels.norm_forward, _FORWARD, work)
-    share_out(lambda i, j: cpu_norm_kernels.norm_forward(i, j, *arguments), len(x), max(1, x.numel() // GRAIN))
+    share_out(lambda i, j: cpu_norm_kernels.norm_forward(i, j, *arguments), len(x), max(1, x.numel() // SHARE))
     return y.to(weight.dtype)
 
 
@@ -33,5 +34,5 @@ def norm_backward(dy: Tensor, x: Tensor, weight: Tensor, epsilon: float) -> tupl
     dx, dweight = torch.empty(x.shape, dtype=work), torch.zeros(parts, x.shape[1], dtype=torch.float64)
     arguments = array(x, work, 2), array(weight, work, 1), epsilon, array(dy, work, 2), dx.numpy(), dweight.numpy()
     ready(cpu_norm_kernels.norm_backward, _BACKWARD, work)
-    share_out(lambda i, j: cpu_norm_kernels.norm_backward(i, j, parts, *arguments), parts, parts)
+    share_out(lambda i, j: cpu_norm_kernels.norm_backward(i, j, parts, *arguments), parts, max(1, x.numel() // SHARE))
     return dx.to(x.dtype), ordered_sum(dweight).to(weight.dtype, copy=True)
