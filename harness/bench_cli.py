@@ -52,7 +52,7 @@ def bench_scan(device: str, shape: tuple[str, ...], long_: bool, peer_seconds: f
 @click.option("--data", metavar="DIR", help="Read data sets offline from DIR, laid out like the hub.")
 @click.option("--tokenizer", metavar="PATH", help="A tokenizer.json, a directory or a hub id.")
 @click.option("--peers", is_flag=True, help="Also time lm-eval's own hf adapter on transformers.")
-@click.option("--repeats", default=2, show_default=True, help="Runs of each side, at least 2.")
+@click.option("--repeats", default=2, show_default=True, help="Runs of each side, at least 1.")
 @click.option("--out", default="runs/bench-zero-shot", show_default=True, metavar="DIR")
 def bench_zero_shot(checkpoint: str, tasks: str, peers: bool, repeats: int, out: str, **options: Any) -> None:
     """Zero-shot evaluation: our adapter beside lm-eval's own, on the same weights and documents."""

@@ -64,8 +64,8 @@ def run(
     Every document that is timed is also compared, in float32, by the rule of `parity`: RedCheck, and no speed, where
     one differs. Without `peers` the first documents of each task are.
     """
-    if repeats < 2:
-        raise ValueError(f"repeats must be at least 2, not {repeats}")
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, not {repeats}")
     if settings and (others := [name for name in settings.tasks if name not in TASKS]):
         raise ValueError(f"task {others[0]!r} can't be timed; known: {', '.join(TASKS)}")
     settings = replace(settings or Settings(model=""), dtype="float32", parity=None)

@@ -87,7 +87,7 @@ def test_the_adapter_is_timed_apart_and_left_as_it_was(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"repeats": 1}, "repeats must be at least 2, not 1"),
+        ({"repeats": 0}, "repeats must be at least 1, not 0"),
         ({"settings": Settings(model="", tasks=("gsm8k",))}, "task 'gsm8k' can't be timed; known: lambada_openai"),
         ({"settings": Settings(model="", data="nowhere")}, "no data directory at nowhere"),
     ],
