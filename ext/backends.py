@@ -80,6 +80,7 @@ BACKENDS = (
             "cpu_conv.py",
             "cpu_conv_kernels.py",
             "cpu_kernels.py",
+            "cpu_memory.py",
             "cpu_norm.py",
             "cpu_norm_kernels.py",
             "cpu_pieces.py",

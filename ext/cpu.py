@@ -8,6 +8,7 @@ from torch import Tensor
 from . import cpu_kernels, cpu_pieces, lanes
 from .cpu_arrays import array, ordered_sum, spans_of
 from .cpu_compile import ready
+from .cpu_memory import fresh
 from .cpu_threads import share_out
 
 SLAB = 64  # channels that a thread takes along a sequence, at least where there are as many: rows lie across pages
@@ -40,7 +41,7 @@ def scan_forward(
         return cpu_pieces.forward(scan_forward, ends, inputs, initial_state, delta_softplus, discretisation)
     work, spans = _working_dtype(A), spans_of(u, cu_seqlens)
     inputs = _inputs(work, u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, discretisation)
-    y, final = torch.empty(u.shape, dtype=work.to_real()), torch.zeros(len(spans), *A.shape, dtype=work)
+    y, final = fresh(*u.shape, dtype=work.to_real()), torch.zeros(len(spans), *A.shape, dtype=work)
     d, sequences = u.shape[2], len(spans)
     # Here the slabs change no bit, so there may be narrow ones where threads would be idle.
     threads = torch.get_num_threads()
@@ -99,11 +100,11 @@ def _gradient_sums(
     The sums over l of the channels' own parameters are taken in double precision.
     """
     (b, length, d), n = u.shape, A.shape[1]
-    du, ddelta, dz = (torch.empty(u.shape, dtype=work.to_real()) for _ in range(3))
+    du, ddelta, dz = (fresh(*u.shape, dtype=work.to_real()) for _ in range(3))
     dA = torch.zeros(across, d, n, dtype=torch.promote_types(work, torch.float64))
     dD, dbias = (torch.zeros(across, d, dtype=torch.float64) for _ in range(2))
     shapes = ((1, across, d, n) if matrix.dim() == 2 else (down, b, length, n) for matrix in (B, C))
-    dB, dC = (torch.zeros(shape, dtype=work) for shape in shapes)
+    dB, dC = (fresh(*shape, dtype=work).zero_() for shape in shapes)
     return du, ddelta, dA, dB, dC, dD, dz, dbias, torch.zeros(rows, d, n, dtype=work)
 
 

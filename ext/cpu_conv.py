@@ -10,6 +10,7 @@ from torch import Tensor
 from . import cpu_conv_kernels, lanes
 from .cpu_arrays import array, ordered_sum, spans_of
 from .cpu_compile import ready
+from .cpu_memory import fresh
 from .cpu_threads import share_out
 from .reference import accumulation_dtype
 
@@ -86,7 +87,7 @@ def _results(work: torch.dtype, x: Tensor, weight: Tensor, sequences: int) -> tu
     """Memory for y and the final state, or for the gradients of x and the initial state; the states begin as zeros."""
     b, length, d = x.shape
     d = max(d, _width(work))
-    return torch.empty(b, length, d, dtype=work), torch.zeros(sequences, weight.shape[1] - 1, d, dtype=work)
+    return fresh(b, length, d, dtype=work), torch.zeros(sequences, weight.shape[1] - 1, d, dtype=work)
 
 
 def _own(result: Tensor, like: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from torch import Tensor
 from . import cpu_norm_kernels
 from .cpu_arrays import array, ordered_sum
 from .cpu_compile import ready
+from .cpu_memory import fresh
 from .cpu_threads import share_out
 from .reference import accumulation_dtype
 
@@ -20,7 +21,7 @@ _BACKWARD = "i i i R2 R1 f R2 R2 Q2"
 def norm_forward(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """As `reference.norm_forward`."""
     work = accumulation_dtype(x.dtype)
-    y = torch.empty(x.shape, dtype=work)
+    y = fresh(*x.shape, dtype=work)
     arguments = array(x, work, 2), array(weight, work, 1), epsilon, y.numpy()
     ready(cpu_norm_kernels.norm_forward, _FORWARD, work)
     share_out(lambda i, j: cpu_norm_kernels.norm_forward(i, j, *arguments), len(x), max(1, x.numel() // SHARE))
@@ -31,7 +32,7 @@ def norm_backward(dy: Tensor, x: Tensor, weight: Tensor, epsilon: float) -> tupl
     """As `reference.norm_backward`."""
     work = accumulation_dtype(x.dtype)
     parts = max(1, min(PARTS, x.numel() // GRAIN, len(x)))
-    dx, dweight = torch.empty(x.shape, dtype=work), torch.zeros(parts, x.shape[1], dtype=torch.float64)
+    dx, dweight = fresh(*x.shape, dtype=work), torch.zeros(parts, x.shape[1], dtype=torch.float64)
     arguments = array(x, work, 2), array(weight, work, 1), epsilon, array(dy, work, 2), dx.numpy(), dweight.numpy()
     ready(cpu_norm_kernels.norm_backward, _BACKWARD, work)
     share_out(lambda i, j: cpu_norm_kernels.norm_backward(i, j, parts, *arguments), parts, max(1, x.numel() // SHARE))
