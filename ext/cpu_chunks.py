@@ -83,7 +83,7 @@ def _ask(array, row, t, c):
 
 @kernel
 def advance(x, tile, g, row, t0, count, state, dots, y):
-    """Take all states of one group of lanes over a chunk; with `dots` C·h is added up in the dot rows."""
+    """Take all states of one group of lanes over a chunk; with `dots` C·h is added up, for a y that will be written."""
     k, n, trace = 0, x.A.shape[1], state[:0]
     while k < n:
         if tile.calm[g] and k + BLOCK <= n:
@@ -125,7 +125,10 @@ def advance_one(x, tile, g, k, row, t0, count, state, trace, dots):
 
 @kernel
 def advance_four(x, tile, g, k, row, t0, count, state, trace, dots, wanted, ahead):
-    """`advance_one` for four states, the k-th and those after it, of the released models' kind where it is calm."""
+    """`advance_one` for four states, the k-th and those after it, of the released models' kind where it is calm.
+
+    On the way it asks for the rows of `wanted` that lie `ahead` steps further on.
+    """
     wide, rows = width(x.u), tile.rows[g]
     a0, a1, a2, a3 = load_four(tile.a[g], k * wide)
     h0, h1, h2, h3 = load_four(state, k * wide)
@@ -156,7 +159,7 @@ def _coefficient(static, column, matrix, row, t, k, wide):
 
 @kernel
 def gate(x, tile, row, t0, count, y):
-    """Write y = (C·h + D u) silu(z), and ask for what a later chunk will read."""
+    """Write y = (C·h + D u) silu(z)."""
     wide = width(x.u)
     for t in range(count):
         for g in range(len(tile.a)):
@@ -242,7 +245,7 @@ def _accumulate(static, column, j, lines, i, value):
 
 @kernel
 def retreat_four(x, tile, scratch, g, k, row, t0, count, wanted):
-    """`retreat_one` for four states, as `advance_four`."""
+    """`retreat_one` for four states, as `advance_four`; on the way it asks for this chunk's rows of `wanted`."""
     wide = width(x.u)
     j, rows, trace = k * wide, tile.rows[g], scratch.trace
     a0, a1, a2, a3 = load_four(tile.a[g], j)

@@ -1,7 +1,7 @@
 """How a tile of channels gets into the scratch memory of the CPU kernels, and out of it again.
 
-A tile is `groups` times `width` neighbouring channels. Its scratch is laid out as rows (groups, CHUNK * width), with
-the channels of one step side by side, and columns (groups, n * width), with the channels of one state side by side.
+A tile is `groups` times `width` neighbouring channels. Columns (groups, n * width) have the channels of one state side
+by side; rows (groups, CHUNK * ROW * width) have, step by step, ROW numbers of each channel.
 """
 
 from typing import Any, NamedTuple
@@ -15,10 +15,11 @@ CHUNK = 32  # steps taken at a time
 GROUPS = 8  # groups whose rows of a chunk are in the cache together
 BLOCK = 4  # states taken at a time
 
-# A step's row of one group: ROW times `width` numbers side by side, so that no store waits for a load from another row
-# at the same place of another page.
+# What a row holds of a step: u, Δ, Δ u, C·h; on the way back the gradients of the ungated y, of Δ B u over Δ B, of Δ
+# and of the gate. They lie in one row because a load waits for a store before it at the same offset of another page.
 ROW = 8
 U, STEP, DRIVE, DOT, SEED, DGAIN, DSTEP, DGATE = range(ROW)
+# What a row of the trace holds of a step, of BLOCK states each: h before it, decays, the gradients of B and of C.
 TRACE = 4 * BLOCK
 DECAYS, LINES_B, LINES_C = BLOCK, 2 * BLOCK, 3 * BLOCK
 
@@ -38,7 +39,7 @@ class Tile(NamedTuple):
     rows: Any
     low: Any  # (groups, width) the least and the largest Δ in the chunk
     high: Any
-    calm: Any  # (groups) whether the chunk's rates are where `lanes.decay` holds
+    calm: Any  # (groups) whether the chunk's rates are where `lane_math.decay` holds
 
 
 class Scratch(NamedTuple):
@@ -48,7 +49,7 @@ class Scratch(NamedTuple):
     da: Any
     db: Any
     dc: Any
-    trace: Any  # of BLOCK states, a row a step: of one group their values before it and decays; their gradients of B, C
+    trace: Any  # rows of one group's states; the gradients in them are summed over groups
 
 
 @inline
