@@ -67,7 +67,7 @@ def torch_loop(
     return ((torch.stack(outputs, 1) + D * u) * F.silu(z)).to(u.dtype)
 
 
-def _transformers_scan() -> Scan:
+def _transformers_scan(**options: bool) -> Scan:
     import logging
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -81,9 +81,15 @@ def _transformers_scan() -> Scan:
     def call(
         u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
     ) -> Tensor:
-        return scan(u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias, delta_softplus=True)
+        return scan(u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias, delta_softplus=True, **options)
 
     return call
+
+
+def _transformers_with_mambapy() -> Scan:
+    import mambapy.pscan  # noqa: F401  (without it transformers goes on with its own loop and says nothing)
+
+    return _transformers_scan(use_mambapy=True)
 
 
 def _mambapy_scan() -> Scan:
@@ -118,6 +124,14 @@ PEERS = (
         copies=(4, 12),
         # The gradient of each step's slice is a tensor as large as the whole.
         growth=(1, 2),
+    ),
+    Peer(
+        name="transformers+mambapy",
+        timed="the same with use_mambapy=True: mambapy's pscan in the place of the loop over l",
+        distribution="transformers",
+        load=_transformers_with_mambapy,
+        channel_first=True,
+        copies=(7, 12),
     ),
     Peer(
         name="mambapy",
