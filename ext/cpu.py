@@ -36,7 +36,7 @@ def scan_forward(
     discretisation: str,
 ) -> tuple[Tensor, Tensor]:
     """As `reference.scan_forward`, in the memory of its results and a few rows of each tile."""
-    if (ends := cpu_pieces.bounds(u, cu_seqlens)) is not None:
+    if (ends := cpu_pieces.bounds(u, delta, A, delta_bias, cu_seqlens, delta_softplus)) is not None:
         inputs = u, delta, A, B, C, D, z, delta_bias
         return cpu_pieces.forward(scan_forward, ends, inputs, initial_state, delta_softplus, discretisation)
     work, spans = _working_dtype(A), spans_of(u, cu_seqlens)
@@ -70,7 +70,7 @@ def scan_backward(
     discretisation: str,
 ) -> tuple[Tensor | None, ...]:
     """As `reference.scan_backward`; states are computed again, from one kept every CHUNK steps of the tile at hand."""
-    if (ends := cpu_pieces.bounds(u, cu_seqlens)) is not None:
+    if (ends := cpu_pieces.bounds(u, delta, A, delta_bias, cu_seqlens, delta_softplus)) is not None:
         inputs = u, delta, A, B, C, D, z, delta_bias
         return cpu_pieces.backward(
             scan_forward, scan_backward, ends, dy, dfinal_state, inputs, initial_state, delta_softplus, discretisation
@@ -164,7 +164,9 @@ def _as_gradient(grad: Tensor, tensor: Tensor | None) -> Tensor | None:
     if tensor is None:
         return None
     grad = grad.real if grad.is_complex() and not tensor.is_complex() else grad
-    return grad.to(tensor.dtype).contiguous()
+    grad = grad.to(tensor.dtype).contiguous()
+    # The first of several partial sums would keep the memory of all.
+    return grad if grad.untyped_storage().nbytes() == grad.nbytes else grad.clone()
 
 
 def _run(kernel: Any, codes: str, work: torch.dtype, units: int, states: int, *arguments: Any) -> None:

@@ -20,12 +20,18 @@ Scan = Callable[..., tuple[Tensor, Tensor]]
 Backward = Callable[..., tuple[Tensor | None, ...]]
 
 
-def bounds(u: Tensor, cu_seqlens: Tensor | None) -> Tensor | None:
-    """Where the pieces begin and end, as cu_seqlens (PIECES + 1), by the shape alone; None for no pieces."""
+def bounds(
+    u: Tensor, delta: Tensor, A: Tensor, delta_bias: Tensor | None, cu_seqlens: Tensor | None, softplus: bool
+) -> Tensor | None:
+    """Where the pieces begin and end, as cu_seqlens (PIECES + 1); None for no pieces, and where a state would overflow.
+
+    That a state which grows beyond all bounds may still be multiplied by zero is known to the sequential scan alone.
+    """
     b, length, d = u.shape
     if cu_seqlens is not None or b != 1 or d > CHANNELS or length < PIECES * SHORTEST:
         return None
-    return torch.arange(PIECES + 1).mul(length).div(PIECES, rounding_mode="floor")
+    ends = torch.arange(PIECES + 1).mul(length).div(PIECES, rounding_mode="floor")
+    return ends if _fades(delta, A, delta_bias, softplus, ends).isfinite().all() else None
 
 
 def forward(
@@ -68,11 +74,16 @@ def _relay(
     first = A.new_zeros(1, *A.shape) if state is None else state
     nothing = torch.zeros_like(first).expand(PIECES, -1, -1)
     _, after = scan(*inputs, nothing, ends, *options)
-    fades = torch.exp(A * _elapsed(delta[0], delta_bias, bool(options[0]), ends).to(A.dtype.to_real())[..., None])
+    fades = _fades(delta, A, delta_bias, bool(options[0]), ends)
     states = [first[0]]
     for fade, piece in zip(fades[:-1], after[:-1], strict=True):
         states.append(fade * states[-1] + piece)
     return torch.stack(states), fades
+
+
+def _fades(delta: Tensor, A: Tensor, bias: Tensor | None, softplus: bool, ends: Tensor) -> Tensor:
+    """exp(A ΣΔ) of each piece (PIECES d n)."""
+    return torch.exp(A * _elapsed(delta[0], bias, softplus, ends).to(A.dtype.to_real())[..., None])
 
 
 def _elapsed(delta: Tensor, bias: Tensor | None, softplus: bool, ends: Tensor) -> Tensor:

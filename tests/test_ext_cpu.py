@@ -163,13 +163,30 @@ def test_pieces_of_a_long_narrow_sequence_give_what_the_whole_gives(monkeypatch,
 
 
 def test_only_one_long_narrow_sequence_is_cut_into_pieces():
-    narrow, bounds = torch.empty(1, 16 * 1024, 16, device="meta"), torch.tensor([0, 16 * 1024])
-    ends = cpu_pieces.bounds(narrow, None)
+    def cut(u, cu_seqlens=None):
+        return cpu_pieces.bounds(u, u, -torch.ones(u.shape[2], 2), None, cu_seqlens, True)
+
+    narrow = torch.zeros(1, 16 * 1024, 16)
+    ends = cut(narrow)
     assert ends is not None
     assert ends.tolist() == list(range(0, 16 * 1024 + 1, 1024))
-    for other in (narrow[:, 1:], narrow.expand(2, -1, -1), narrow.new_empty(1, 16 * 1024, 17)):
-        assert cpu_pieces.bounds(other, None) is None
-    assert cpu_pieces.bounds(narrow, bounds) is None
+    assert all(cut(u) is None for u in (narrow[:, 1:], narrow.expand(2, -1, -1), torch.zeros(1, 16 * 1024, 17)))
+    assert cut(narrow, torch.tensor([0, 16 * 1024])) is None
+
+
+def test_a_growing_state_that_is_zero_stays_zero_at_any_length():
+    length, one = 16 * 1024, torch.ones(1, 1)
+    steps, u = torch.ones(1, length, 1), torch.zeros(1, length, 1)
+    u[:, -10:] = 1
+    y = scan(u, steps, one / 10, one, one)[0]
+    torch.testing.assert_close(y[0, -1, 0], torch.exp(torch.arange(10) / 10).sum())
+
+
+def test_a_gradient_keeps_no_other_memory():
+    case = scan_case(b=1, length=300, d=2048, n=4)
+    B = case.tensors["B"].requires_grad_()
+    scan(**case.tensors, **case.options)[0].sum().backward()
+    assert B.grad.untyped_storage().nbytes() == B.grad.nbytes
 
 
 def test_chunks_give_the_bits_of_the_whole():

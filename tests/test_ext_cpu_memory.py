@@ -48,6 +48,9 @@ def test_idle_blocks_are_bounded(monkeypatch, blocks):
     made = [fresh(COUNT, dtype=torch.float32) for _ in range(6)]
     assert len(blocks) == 6
     made.clear()
+    again = fresh(COUNT, dtype=torch.float32)
+    assert sum(map(len, blocks)) <= 4 * LARGE
+    del again
     fresh(2 * COUNT, dtype=torch.float32)
     assert sum(map(len, blocks)) <= 3 * LARGE
     fresh(4 * COUNT, dtype=torch.float32)
@@ -60,3 +63,17 @@ def test_small_results_are_plain_tensors_and_shapes_are_kept(blocks):
     assert not blocks
     large = fresh(2, COUNT // 2, 1, dtype=torch.complex64)
     assert (large.shape, large.dtype, large.is_contiguous()) == ((2, COUNT // 2, 1), torch.complex64, True)
+
+
+def test_a_hint_that_the_kernel_refuses_is_only_a_hint(monkeypatch):
+    class Refusing(cpu_memory.mmap.mmap):
+        def madvise(self, *advice):
+            raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(cpu_memory.mmap, "mmap", Refusing)
+    assert float(fresh(COUNT, dtype=torch.float32).fill_(3)[-1]) == 3
+
+
+def test_too_large_a_result_is_torchs_error():
+    with pytest.raises(RuntimeError, match="memory"):
+        fresh(2**45, dtype=torch.float32)
