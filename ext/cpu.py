@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import cpu_kernels, cpu_pieces, lanes
-from .cpu_arrays import array, ordered_sum, spans_of
+from . import cpu_kernels, cpu_pieces
+from .cpu_arrays import array, ordered_sum, spans_of, width, working_dtype
 from .cpu_compile import ready
 from .cpu_memory import fresh
 from .cpu_threads import share_out
@@ -39,15 +39,15 @@ def scan_forward(
     if (ends := cpu_pieces.bounds(u, delta, A, delta_bias, cu_seqlens, delta_softplus)) is not None:
         inputs = u, delta, A, B, C, D, z, delta_bias
         return cpu_pieces.forward(scan_forward, ends, inputs, initial_state, delta_softplus, discretisation)
-    work, spans = _working_dtype(A), spans_of(u, cu_seqlens)
+    work, spans = working_dtype(A), spans_of(u, cu_seqlens)
     inputs = _inputs(work, u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, discretisation)
     y, final = fresh(*u.shape, dtype=work.to_real()), torch.zeros(len(spans), *A.shape, dtype=work)
     d, sequences = u.shape[2], len(spans)
     # Here the slabs change no bit, so there may be narrow ones where threads would be idle.
     threads = torch.get_num_threads()
-    slabs = max(_slabs(d, sequences, 4 * threads), min(-(-d // _width(work)), threads // max(1, sequences)))
+    slabs = max(_slabs(d, sequences, 4 * threads), min(-(-d // width(work)), threads // max(1, sequences)))
     groups = _groups(work, d, slabs)
-    units = -(-d // (groups * _width(work))) * sequences
+    units = -(-d // (groups * width(work))) * sequences
     states = u.numel() * A.shape[1]
     _run(cpu_kernels.scan_forward, _FORWARD, work, units, states, groups, spans, *inputs, y.numpy(), final.numpy())
     return y.to(u.dtype), final.to(A.dtype)
@@ -75,7 +75,7 @@ def scan_backward(
         return cpu_pieces.backward(
             scan_forward, scan_backward, ends, dy, dfinal_state, inputs, initial_state, delta_softplus, discretisation
         )
-    work, spans = _working_dtype(A), spans_of(u, cu_seqlens)
+    work, spans = working_dtype(A), spans_of(u, cu_seqlens)
     across = max(1, min(len(spans), PARTS))
     down = _slabs(u.shape[2], across, PARTS)
     groups = _groups(work, u.shape[2], down)
@@ -108,15 +108,6 @@ def _gradient_sums(
     return du, ddelta, dA, dB, dC, dD, dz, dbias, torch.zeros(rows, d, n, dtype=work)
 
 
-def _working_dtype(A: Tensor) -> torch.dtype:
-    """The dtype of states inside the kernels; a complex scan is always computed in double precision."""
-    return torch.complex128 if A.is_complex() else A.dtype
-
-
-def _width(work: torch.dtype) -> int:
-    return lanes.WIDTH if work == torch.float32 else 1
-
-
 def _slabs(d: int, sequences: int, wanted: int) -> int:
     """How many slabs to part d channels into, to have about as many units of work as wanted."""
     return max(1, min(-(-d // SLAB), wanted // max(1, sequences)))
@@ -124,7 +115,7 @@ def _slabs(d: int, sequences: int, wanted: int) -> int:
 
 def _groups(work: torch.dtype, d: int, slabs: int) -> int:
     """Groups of lanes in each of `slabs` slabs."""
-    return -(-d // (slabs * _width(work)))
+    return -(-d // (slabs * width(work)))
 
 
 def _inputs(

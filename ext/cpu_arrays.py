@@ -4,6 +4,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .lanes import WIDTH
+
+
+def working_dtype(A: Tensor) -> torch.dtype:
+    """The dtype of states inside the kernels; a complex scan is always computed in double precision."""
+    return torch.complex128 if A.is_complex() else A.dtype
+
+
+def width(work: torch.dtype) -> int:
+    """How many channels the kernels take side by side."""
+    return WIDTH if work == torch.float32 else 1
+
 
 def array(tensor: Tensor | None, dtype: torch.dtype, rank: int) -> np.ndarray:
     """The tensor, or a copy where its dtype is another or its last axis is not contiguous; None is an empty array."""

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import cpu_conv_kernels, lanes
-from .cpu_arrays import array, ordered_sum, spans_of
+from . import cpu_conv_kernels
+from .cpu_arrays import array, ordered_sum, spans_of, width
 from .cpu_compile import ready
 from .cpu_memory import fresh
 from .cpu_threads import share_out
@@ -75,18 +75,14 @@ def _inputs(
 
 def _array(tensor: Tensor, work: torch.dtype, rank: int) -> np.ndarray:
     """As `array`, with as many channels as lanes at least."""
-    missing = _width(work) - tensor.shape[-1]
+    missing = width(work) - tensor.shape[-1]
     return array(F.pad(tensor, (0, missing)) if missing > 0 else tensor, work, rank)
-
-
-def _width(work: torch.dtype) -> int:
-    return lanes.WIDTH if work == torch.float32 else 1
 
 
 def _results(work: torch.dtype, x: Tensor, weight: Tensor, sequences: int) -> tuple[Tensor, Tensor]:
     """Memory for y and the final state, or for the gradients of x and the initial state; the states begin as zeros."""
     b, length, d = x.shape
-    d = max(d, _width(work))
+    d = max(d, width(work))
     return fresh(b, length, d, dtype=work), torch.zeros(sequences, weight.shape[1] - 1, d, dtype=work)
 
 

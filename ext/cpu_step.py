@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import cpu_step_kernels
-from .cpu_arrays import array
+from .cpu_arrays import array, working_dtype
 from .cpu_compile import ready
 from .cpu_threads import share_out
 from .reference import accumulation_dtype
@@ -39,7 +39,7 @@ def step(
     u = _conv(x, conv_weight, conv_bias, conv_state, activation == "silu").to(x.dtype)
     low, B_rows, C_rows = F.linear(u, x_proj).split([rank, 0 if B is not None else n, 0 if C is not None else n], -1)
     delta = torch.zeros_like(u) if dt_proj is None else F.linear(low, dt_proj)
-    work = torch.complex128 if A.is_complex() else A.dtype
+    work = working_dtype(A)
     real, y, state = work.to_real(), torch.empty(u.shape, dtype=work.to_real()), _in_place(scan_state, work)
     ready(cpu_step_kernels.scan_step, _SCAN, work)
     arguments = (
