@@ -36,9 +36,9 @@ def scan_forward(
     discretisation: str,
 ) -> tuple[Tensor, Tensor]:
     """As `reference.scan_forward`, in the memory of its results and a few rows of each tile."""
-    if (ends := cpu_pieces.bounds(u, delta, A, delta_bias, cu_seqlens, delta_softplus)) is not None:
+    if (pieces := cpu_pieces.cut(u, delta, A, delta_bias, cu_seqlens, delta_softplus)) is not None:
         inputs = u, delta, A, B, C, D, z, delta_bias
-        return cpu_pieces.forward(scan_forward, ends, inputs, initial_state, delta_softplus, discretisation)
+        return cpu_pieces.forward(scan_forward, pieces, inputs, initial_state, delta_softplus, discretisation)
     work, spans = working_dtype(A), spans_of(u, cu_seqlens)
     inputs = _inputs(work, u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, discretisation)
     y, final = fresh(*u.shape, dtype=work.to_real()), torch.zeros(len(spans), *A.shape, dtype=work)
@@ -70,10 +70,10 @@ def scan_backward(
     discretisation: str,
 ) -> tuple[Tensor | None, ...]:
     """As `reference.scan_backward`; states are computed again, from one kept every CHUNK steps of the tile at hand."""
-    if (ends := cpu_pieces.bounds(u, delta, A, delta_bias, cu_seqlens, delta_softplus)) is not None:
+    if (pieces := cpu_pieces.cut(u, delta, A, delta_bias, cu_seqlens, delta_softplus)) is not None:
         inputs = u, delta, A, B, C, D, z, delta_bias
         return cpu_pieces.backward(
-            scan_forward, scan_backward, ends, dy, dfinal_state, inputs, initial_state, delta_softplus, discretisation
+            scan_forward, scan_backward, pieces, dy, dfinal_state, inputs, initial_state, delta_softplus, discretisation
         )
     work, spans = working_dtype(A), spans_of(u, cu_seqlens)
     across = max(1, min(len(spans), PARTS))

@@ -6,6 +6,7 @@ these, is the scan; its gradients likewise, from the last piece to the first. Tw
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +17,22 @@ PIECES = 16
 SHORTEST = 1024  # steps of a piece
 ROWS = 1024  # steps that are summed at once
 
+
+class Pieces(NamedTuple):
+    """Where they begin and end, as cu_seqlens, and how much each leaves of the state before it, exp(A ΣΔ)."""
+
+    ends: Tensor  # (PIECES + 1)
+    fades: Tensor  # (PIECES d n)
+
+
 Scan = Callable[..., tuple[Tensor, Tensor]]
 Backward = Callable[..., tuple[Tensor | None, ...]]
 
 
-def bounds(
+def cut(
     u: Tensor, delta: Tensor, A: Tensor, delta_bias: Tensor | None, cu_seqlens: Tensor | None, softplus: bool
-) -> Tensor | None:
-    """Where the pieces begin and end, as cu_seqlens (PIECES + 1); None for no pieces, and where a state would overflow.
+) -> Pieces | None:
+    """The pieces of a sequence; None for one that is not to be cut, and where a state would overflow.
 
     That a state which grows beyond all bounds may still be multiplied by zero is known to the sequential scan alone.
     """
@@ -31,22 +40,23 @@ def bounds(
     if cu_seqlens is not None or b != 1 or d > CHANNELS or length < PIECES * SHORTEST:
         return None
     ends = torch.arange(PIECES + 1).mul(length).div(PIECES, rounding_mode="floor")
-    return ends if _fades(delta, A, delta_bias, softplus, ends).isfinite().all() else None
+    fades = torch.exp(A * _elapsed(delta[0], delta_bias, softplus, ends).to(A.dtype.to_real())[..., None])
+    return Pieces(ends, fades) if fades.isfinite().all() else None
 
 
 def forward(
-    scan: Scan, ends: Tensor, inputs: tuple[Tensor | None, ...], state: Tensor | None, *options: object
+    scan: Scan, pieces: Pieces, inputs: tuple[Tensor | None, ...], state: Tensor | None, *options: object
 ) -> tuple[Tensor, Tensor]:
     """y and the last state, by `scan`, which has the signature of a backend's scan_forward."""
-    before, _ = _relay(scan, ends, inputs, state, *options)
-    y, after = scan(*inputs, before, ends, *options)
+    before = _relay(scan, pieces, inputs, state, *options)
+    y, after = scan(*inputs, before, pieces.ends, *options)
     return y, after[-1:]
 
 
 def backward(
     scan: Scan,
     differentiate: Backward,
-    ends: Tensor,
+    pieces: Pieces,
     dy: Tensor,
     dfinal_state: Tensor,
     inputs: tuple[Tensor | None, ...],
@@ -54,36 +64,29 @@ def backward(
     *options: object,
 ) -> tuple[Tensor | None, ...]:
     """The gradients of `forward`, by `differentiate`, which has the signature of a backend's scan_backward."""
-    before, fades = _relay(scan, ends, inputs, state, *options)
-    *_, own = differentiate(dy, torch.zeros_like(before), *inputs, before, ends, *options)
+    before = _relay(scan, pieces, inputs, state, *options)
+    *_, own = differentiate(dy, torch.zeros_like(before), *inputs, before, pieces.ends, *options)
     assert own is not None
     dstates = [dfinal_state[0]]
-    for fade, piece in zip(fades[1:].flip(0), own[1:].flip(0), strict=True):
+    for fade, piece in zip(pieces.fades[1:].flip(0), own[1:].flip(0), strict=True):
         dstates.insert(0, piece + fade.conj() * dstates[0])
-    *grads, dinitial = differentiate(dy, torch.stack(dstates), *inputs, before, ends, *options)
+    *grads, dinitial = differentiate(dy, torch.stack(dstates), *inputs, before, pieces.ends, *options)
     return *grads, None if state is None or dinitial is None else dinitial[:1]
 
 
 def _relay(
-    scan: Scan, ends: Tensor, inputs: tuple[Tensor | None, ...], state: Tensor | None, *options: object
-) -> tuple[Tensor, Tensor]:
-    """The states before the pieces (PIECES d n), and how much of it each one leaves, exp(A ΣΔ)."""
-    _, delta, A, *_, delta_bias = inputs
-    assert delta is not None
+    scan: Scan, pieces: Pieces, inputs: tuple[Tensor | None, ...], state: Tensor | None, *options: object
+) -> Tensor:
+    """The states before the pieces (PIECES d n)."""
+    A = inputs[2]
     assert A is not None
     first = A.new_zeros(1, *A.shape) if state is None else state
     nothing = torch.zeros_like(first).expand(PIECES, -1, -1)
-    _, after = scan(*inputs, nothing, ends, *options)
-    fades = _fades(delta, A, delta_bias, bool(options[0]), ends)
+    _, after = scan(*inputs, nothing, pieces.ends, *options)
     states = [first[0]]
-    for fade, piece in zip(fades[:-1], after[:-1], strict=True):
+    for fade, piece in zip(pieces.fades[:-1], after[:-1], strict=True):
         states.append(fade * states[-1] + piece)
-    return torch.stack(states), fades
-
-
-def _fades(delta: Tensor, A: Tensor, bias: Tensor | None, softplus: bool, ends: Tensor) -> Tensor:
-    """exp(A ΣΔ) of each piece (PIECES d n)."""
-    return torch.exp(A * _elapsed(delta[0], bias, softplus, ends).to(A.dtype.to_real())[..., None])
+    return torch.stack(states)
 
 
 def _elapsed(delta: Tensor, bias: Tensor | None, softplus: bool, ends: Tensor) -> Tensor:

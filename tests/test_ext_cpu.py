@@ -164,12 +164,12 @@ def test_pieces_of_a_long_narrow_sequence_give_what_the_whole_gives(monkeypatch,
 
 def test_only_one_long_narrow_sequence_is_cut_into_pieces():
     def cut(u, cu_seqlens=None):
-        return cpu_pieces.bounds(u, u, -torch.ones(u.shape[2], 2), None, cu_seqlens, True)
+        return cpu_pieces.cut(u, u, -torch.ones(u.shape[2], 2), None, cu_seqlens, True)
 
     narrow = torch.zeros(1, 16 * 1024, 16)
-    ends = cut(narrow)
-    assert ends is not None
-    assert ends.tolist() == list(range(0, 16 * 1024 + 1, 1024))
+    pieces = cut(narrow)
+    assert pieces is not None
+    assert pieces.ends.tolist() == list(range(0, 16 * 1024 + 1, 1024))
     assert all(cut(u) is None for u in (narrow[:, 1:], narrow.expand(2, -1, -1), torch.zeros(1, 16 * 1024, 17)))
     assert cut(narrow, torch.tensor([0, 16 * 1024])) is None
 
