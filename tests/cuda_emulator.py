@@ -1,0 +1,136 @@
+"""Runs the kernels of ext/csrc on the CPU, thread by thread, so that a machine without a GPU tests their logic."""
+
+import ctypes
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from mambalab import ext
+
+SHIM = Path(__file__).parent / "cuda_emulator"
+CSRC = Path(ext.__file__).parent / "csrc"
+ORDERS = (("ascending", 0), ("descending", 0), ("shuffled", 1), ("shuffled", 2))
+# -O1: what a kernel runs slower at -O0 costs more than what it compiles faster.
+COMPILE = ("g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", f"-I{SHIM}", "-DMAMBALAB_EMULATED=1")
+
+_order: tuple[str, int] = ORDERS[0]
+
+
+class _Launch(ctypes.Structure):
+    """`EmulatedLaunch` of shim.h."""
+
+    _fields_ = (
+        ("words", ctypes.c_void_p),
+        ("count", ctypes.c_longlong),
+        ("blocks", ctypes.c_longlong),
+        ("threads", ctypes.c_longlong),
+        ("shared", ctypes.c_longlong),
+        ("order", ctypes.c_char_p),
+        ("seed", ctypes.c_ulonglong),
+        ("message", ctypes.c_char_p),
+        ("capacity", ctypes.c_longlong),
+    )
+
+
+class Kernel:
+    """One compiled kernel; stands where `mambalab.ext.cuda_launch.Kernel` does."""
+
+    def __init__(self, library: ctypes.CDLL, name: str) -> None:
+        self._name = name
+        self._entry = library[f"{name}_emulated"]
+        self._entry.restype = None
+
+    def launch(self, blocks: int, threads: int, shared: int, words: Sequence[int]) -> None:
+        """Run every block, in the order now set; raises RuntimeError on a deadlock or a write outside its memory."""
+        members = (ctypes.c_uint64 * len(words))(*(word & 0xFFFF_FFFF_FFFF_FFFF for word in words))
+        message = ctypes.create_string_buffer(400)
+        kind, seed = _order
+        given = _Launch(
+            ctypes.addressof(members), len(words), blocks, threads, shared, kind.encode(), seed,
+            ctypes.addressof(message), len(message),
+        )  # fmt: skip
+        self._entry(ctypes.byref(given))
+        if message.value:
+            raise RuntimeError(f"{self._name}: {message.value.decode()}")
+
+
+@contextmanager
+def order(kind: str, seed: int = 0) -> Iterator[None]:
+    """A scope in which threads and blocks take turns in "ascending", "descending" or by-seed "shuffled" order."""
+    global _order
+    before, _order = _order, (kind, seed)
+    try:
+        yield
+    finally:
+        _order = before
+
+
+def missing() -> str | None:
+    """Why nothing can be emulated here; None when it can."""
+    if platform.machine() != "x86_64" or platform.system() != "Linux":
+        return "the emulator switches stacks by instructions of x86-64 Linux"
+    return None if shutil.which("g++") else "there is no g++"
+
+
+def kernel(device: torch.device, source: str, name: str, defines: tuple[tuple[str, int], ...]) -> Kernel:
+    """What `mambalab.ext.cuda_launch.kernel` returns on a GPU, for tensors of the CPU."""
+    return load(CSRC / source, name, defines)
+
+
+@cache
+def load(source: Path, name: str, defines: tuple[tuple[str, int], ...] = ()) -> Kernel:
+    """The kernel `name` of any file; raises RuntimeError with the compiler's words when it doesn't compile."""
+    names = re.findall(r'extern "C" __global__[^;{]*?(\w+)\s*\(\s*const \w+ \w+\s*\)', source.read_text("utf-8"))
+    if name not in names:
+        raise RuntimeError(f"{source.name} has no kernel {name!r}; it has: {', '.join(names)}")
+    return Kernel(_library(source, tuple(names), defines), name)
+
+
+@cache
+def _library(source: Path, names: tuple[str, ...], defines: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
+    _runtime()
+    entries = "".join(f"EMULATED_ENTRY({name})\n" for name in names)
+    text = f'#include "shim.h"\n#include "{source}"\n{entries}'
+    options = (f"-I{source.parent}", f"-I{CSRC}", *(f"-D{key}={value}" for key, value in defines))
+    return ctypes.PyDLL(str(_compiled(source.stem, text, options, source.parent)))
+
+
+@cache
+def _runtime() -> ctypes.CDLL:
+    return ctypes.PyDLL(str(_compiled("runtime", '#include "runtime.cpp"\n', (), SHIM)), ctypes.RTLD_GLOBAL)
+
+
+def _compiled(stem: str, text: str, options: tuple[str, ...], folder: Path) -> Path:
+    digest = sha256(repr((COMPILE, text, options)).encode())
+    for path in sorted({*folder.iterdir(), *CSRC.glob("*"), *SHIM.iterdir()}):
+        digest.update(path.read_bytes() if path.suffix in (".cu", ".cuh", ".h", ".cpp") else b"")
+    library = _folder() / f"{stem}-{digest.hexdigest()[:24]}.so"
+    if not library.exists():
+        draft = library.with_suffix(f".{os.getpid()}.so")
+        done = subprocess.run(
+            [*COMPILE, *options, "-x", "c++", "-", "-o", str(draft)], input=text, text=True, capture_output=True
+        )
+        if done.returncode:
+            raise RuntimeError(f"g++ refuses {stem} with {' '.join(options)}:\n{done.stderr[:4000]}")
+        draft.replace(library)
+    return library
+
+
+@cache
+def _folder() -> Path:
+    """Where the compiled kernels lie: a folder of this run, or what MAMBALAB_EMULATOR_CACHE names, to keep them."""
+    kept = os.environ.get("MAMBALAB_EMULATOR_CACHE")
+    if kept is None:
+        _folder.owner = tempfile.TemporaryDirectory(prefix="mambalab-emulator-")  # removed as the process ends
+        return Path(_folder.owner.name)
+    Path(kept).mkdir(parents=True, exist_ok=True)
+    return Path(kept)
