@@ -20,7 +20,10 @@ SHIM = Path(__file__).parent / "cuda_emulator"
 CSRC = Path(ext.__file__).parent / "csrc"
 ORDERS = (("ascending", 0), ("descending", 0), ("shuffled", 1), ("shuffled", 2))
 # -O1: what a kernel runs slower at -O0 costs more than what it compiles faster.
-COMPILE = ("g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", f"-I{SHIM}", "-DMAMBALAB_EMULATED=1")
+COMPILE = (
+    "g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-nostartfiles",
+    f"-I{SHIM}", "-DMAMBALAB_EMULATED=1",
+)  # fmt: skip
 
 _order: tuple[str, int] = ORDERS[0]
 

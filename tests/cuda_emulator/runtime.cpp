@@ -37,8 +37,8 @@ static unsigned long long random_state;
 extern "C" {
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
-extern unsigned char *const emulated_dynamic_shared;
-unsigned char *const emulated_dynamic_shared = arena + CANARY;
+
+unsigned char *emulated_shared_memory() { return arena + CANARY; }
 void emulated_switch(void **from, void *to);
 }
 
@@ -200,7 +200,7 @@ static bool kept(const unsigned char *first, long long bytes) {
 }
 
 static void check_canaries() {
-    if (!kept(arena, CANARY) || !kept(emulated_dynamic_shared + now->shared, CANARY))
+    if (!kept(arena, CANARY) || !kept(emulated_shared_memory() + now->shared, CANARY))
         fail("block %u: wrote outside its %lld bytes of dynamic shared memory", blockIdx.x, now->shared);
     for (int i = 0; i < now->threads; ++i)
         if (!kept(stacks + i * STACK, 64)) fail("block %u: thread %d overran its stack", blockIdx.x, i);
@@ -244,7 +244,7 @@ extern "C" void emulated_launch(
     arrange(blocks, launch->blocks);
     for (long long i = 0; i < launch->blocks && !failed; ++i) {
         blockIdx.x = blocks[i];
-        if (first) memset(first, POISON, last - first);
+        memset(first, POISON, last - first);
         run_block(threads);
     }
     free(blocks);

@@ -14,10 +14,11 @@ struct EmulatedLaunch {
     long long capacity;
 };
 
+#pragma GCC visibility push(default)
 extern "C" {
 extern uint3 threadIdx, blockIdx;
 extern dim3 blockDim, gridDim;
-extern unsigned char *const emulated_dynamic_shared;
+unsigned char *emulated_shared_memory();
 void emulated_syncthreads();
 unsigned long long emulated_exchange(unsigned mask, unsigned long long bits, int source, const char *operation);
 unsigned emulated_ballot(unsigned mask, int predicate);
@@ -25,3 +26,4 @@ void emulated_launch(
     const EmulatedLaunch *launch, long long bytes, void (*body)(const void *), unsigned char *first,
     unsigned char *last);
 }
+#pragma GCC visibility pop

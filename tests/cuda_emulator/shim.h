@@ -11,8 +11,8 @@
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
 #define __align__(bytes) __attribute__((aligned(bytes)))
-// One block runs at a time, so that static storage is as private to it; the section lets it be filled with NaN.
-#define __shared__ static __attribute__((section("emulated_shared")))
+// One block runs at a time, so that static storage is as private to it; nothing else lies in .bss.
+#define __shared__ static
 
 extern "C" {
 float expf(float) noexcept; float exp2f(float) noexcept; float expm1f(float) noexcept;
@@ -62,6 +62,21 @@ inline float __uint_as_float(unsigned value) { return emulated_bits<float>(value
 inline float __int_as_float(int value) { return emulated_bits<float>(value); }
 inline long long __double_as_longlong(double value) { return emulated_bits<long long>(value); }
 inline double __longlong_as_double(long long value) { return emulated_bits<double>(value); }
+
+// What common.cuh asks for where the device has an instruction: float16, rounded to the nearest, ties to even.
+inline unsigned short emulated_half_bits(float x) {
+    unsigned bits = __float_as_uint(x), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+    if (x != x) return 0x7fff;
+    if (magnitude >= 0x477ff000) return sign | 0x7c00;
+    if (magnitude < 0x38800000) return sign | (unsigned)rintf(fabsf(x) * 16777216.0f);
+    return sign | ((magnitude + 0xfff + (magnitude >> 13 & 1)) >> 13) - (112 << 10);
+}
+inline float emulated_half_value(unsigned short bits) {
+    unsigned exponent = bits >> 10 & 31, fraction = bits & 0x3ff;
+    float magnitude = exponent == 31 ? __uint_as_float(0x7f800000 | fraction << 13)
+        : exponent ? __uint_as_float((exponent + 112) << 23 | fraction << 13) : fraction / 16777216.0f;
+    return copysignf(magnitude, bits & 0x8000 ? -1.0f : 1.0f);
+}
 
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline double rsqrt(double x) { return 1.0 / sqrt(x); }
@@ -155,9 +170,8 @@ EMULATED_SHUFFLES(double)
 #undef EMULATED_SHUFFLES
 #undef EMULATED_SHUFFLE
 
-// The linker puts these round the static shared memory; weak, since a kernel may have none.
-extern "C" unsigned char __start_emulated_shared[] __attribute__((weak, visibility("hidden")));
-extern "C" unsigned char __stop_emulated_shared[] __attribute__((weak, visibility("hidden")));
+// The linker puts these round .bss, which is filled with NaN before each block.
+extern "C" __attribute__((visibility("hidden"))) unsigned char __bss_start[], _end[];
 
 template <class Arguments, void (*kernel)(const Arguments)>
 inline void emulated_body(const void *words) { kernel(*static_cast<const Arguments *>(words)); }
@@ -166,8 +180,7 @@ template <class Arguments>
 Arguments emulated_arguments(void (*)(Arguments));
 
 #define EMULATED_ENTRY(kernel)                                                                                \
-    extern "C" void kernel##_emulated(const EmulatedLaunch *launch) {                                         \
+    extern "C" __attribute__((visibility("default"))) void kernel##_emulated(const EmulatedLaunch *launch) {  \
         using Arguments = decltype(emulated_arguments(&kernel));                                              \
-        emulated_launch(launch, sizeof(Arguments), emulated_body<Arguments, &kernel>, __start_emulated_shared, \
-                        __stop_emulated_shared);                                                              \
+        emulated_launch(launch, sizeof(Arguments), emulated_body<Arguments, &kernel>, __bss_start, _end);     \
     }
