@@ -12,7 +12,6 @@ import torch
 
 from . import cubin_cache, nvrtc
 
-OLDEST = (8, 0)  # compute capability
 # What a block may always have; more has to be asked for.
 PLAIN_SHARED = 48 * 1024
 
@@ -145,8 +144,8 @@ class Kernel:
         except DriverError as error:
             most = self._driver.number("cuDeviceGetAttribute", DEVICE_SHARED_OPTIN, self._context.device)
             raise DriverError(
-                f"kernel {self.name} asks for {shared + self._static} bytes of shared memory a block on cuda:{self._index}, "
-                f"which has {most}: {error}",
+                f"kernel {self.name} asks for {shared + self._static} bytes of shared memory a block "
+                f"on cuda:{self._index}, which has {most}: {error}",
                 error.code,
             ) from error
         self._allowed = shared
@@ -217,9 +216,9 @@ def missing() -> str | None:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
         return "no GPU that torch can use" + "".join(f": {warning.message}" for warning in said[:1])
-    newest = max(torch.cuda.get_device_capability(index) for index in range(count))
-    if newest < OLDEST:
-        return f"the GPU is sm_{newest[0]}{newest[1]}, older than sm_{OLDEST[0]}{OLDEST[1]}"
+    newest = max(_capability(index) for index in range(count))
+    if newest < nvrtc.OLDEST:
+        return f"the GPU is sm_{newest}; the CUDA kernels need sm_{nvrtc.OLDEST} or later"
     cache = cubin_cache.folder()
     # Kernels that were compiled elsewhere do without a compiler.
     return None if cache and cubin_cache.versions(cache) else nvrtc.missing()
@@ -228,10 +227,15 @@ def missing() -> str | None:
 @functools.cache
 def architecture(device: torch.device) -> str:
     """The architecture of a GPU, like "sm_90". RuntimeError where it is too old for the kernels."""
+    number = _capability(device)
+    if number < nvrtc.OLDEST:
+        raise RuntimeError(f"{device} is sm_{number}; the CUDA kernels need sm_{nvrtc.OLDEST} or later")
+    return f"sm_{number}"
+
+
+def _capability(device: torch.device | int) -> int:
     major, minor = torch.cuda.get_device_capability(device)
-    if (major, minor) < OLDEST:
-        raise RuntimeError(f"{device} is sm_{major}{minor}; the CUDA kernels need sm_{OLDEST[0]}{OLDEST[1]} or later")
-    return f"sm_{major}{minor}"
+    return 10 * major + minor
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from .cubin_cache import Image
 
 CSRC = Path(__file__).parent / "csrc"
 OPTIONS = ("--std=c++17", "--ptxas-options=-v")
+OLDEST = 80  # the architecture that the kernels are written for
 # The modules whose `variants()` are compiled ahead of time.
 MODULES = ("cuda", "cuda_conv", "cuda_norm", "cuda_step")
 CURE = "pip install nvidia-cuda-nvrtc"
@@ -115,8 +116,8 @@ def missing() -> str | None:
 
 
 def check_arch(arch: str) -> None:
-    """Raise ValueError, with what is known, unless NVRTC makes cubins for `arch` ("sm_90")."""
-    known = [f"sm_{number}" for number in library().supported]
+    """Raise ValueError, with what is known, unless NVRTC makes cubins of our kernels for `arch` ("sm_90")."""
+    known = [f"sm_{number}" for number in library().supported if number >= OLDEST]
     if arch not in known:
         raise ValueError(f"unknown architecture {arch!r}; NVRTC {library().version} knows {', '.join(known)}")
 

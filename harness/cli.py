@@ -121,6 +121,17 @@ def doctor(hub: bool) -> None:
 
 
 @cli.command()
+@click.option("--arch", default="sm_80,sm_90,sm_100", show_default=True, help="Comma-separated architectures of GPUs.")
+@click.option("--out", type=TEXT, metavar="DIR", help="Default: the cache; elsewhere, MAMBALAB_CACHE=DIR uses it.")
+def build(arch: str, out: str | None) -> None:
+    """Compile the GPU kernels now, for any GPU, so that their first use needs no time and no compiler."""
+    from .build import build_kernels
+
+    for line in build_kernels(arch, out):
+        click.echo(line)
+
+
+@cli.command()
 @click.option("--out", default="runs/demo", show_default=True, metavar="DIR", help="Where everything goes.")
 def demo(out: str) -> None:
     """The main job in miniature, offline: two small random checkpoints, six small tasks, one report."""

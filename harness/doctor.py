@@ -162,6 +162,25 @@ def _backends() -> Iterator[Finding]:
             yield Finding(state=state, subject=subject, text=f"{row.state}: {row.reason}", cure=row.cure)
 
 
+def _compiler() -> Iterator[Finding]:
+    import torch
+
+    from ..ext import cubin_cache, nvrtc
+
+    if missing := nvrtc.missing():
+        state = "warning" if torch.cuda.is_available() else "ok"
+        yield Finding(state=state, subject="nvrtc", text=missing)
+    else:
+        found = nvrtc.library()
+        yield Finding(state="ok", subject="nvrtc", text=f"{found.version}, {found.path}")
+    cure = "set MAMBALAB_CACHE to a folder you can write in"
+    folder = cubin_cache.folder()
+    if folder is None:
+        yield Finding(state="warning", subject="kernel cache", text="none: there is no home folder", cure=cure)
+    else:
+        yield _writable("kernel cache", folder, cure)
+
+
 def _threads() -> Iterator[Finding]:
     import torch
 
@@ -259,6 +278,7 @@ PROBES: dict[str, Probe] = {
     "dependencies": _dependencies,
     "devices": _devices,
     "backends": _backends,
+    "compiler": _compiler,
     "threads": _threads,
     "hub": _hub,
     "caches": _caches,
