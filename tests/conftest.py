@@ -22,6 +22,17 @@ def unchecked(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
+@pytest.fixture(autouse=True)
+def emulated(request, monkeypatch):
+    """Put the emulated row into the table, for the tests that run on it alone."""
+    callspec = getattr(request.node, "callspec", None)
+    row = callspec.params.get("backend") if callspec else None
+    if getattr(row, "name", None) == "cuda-emulated":
+        from mambalab.ext import backends
+
+        monkeypatch.setattr(backends, "BACKENDS", (*backends.BACKENDS, row))
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of the real sets and the tokenizer, from MAMBALAB_DATA."""

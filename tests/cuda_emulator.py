@@ -1,5 +1,6 @@
 """Runs the kernels of ext/csrc on the CPU, thread by thread, so that a machine without a GPU tests their logic."""
 
+import atexit
 import ctypes
 import os
 import platform
@@ -120,7 +121,11 @@ def _compiled(stem: str, text: str, options: tuple[str, ...], folder: Path) -> P
     if not library.exists():
         draft = library.with_suffix(f".{os.getpid()}.so")
         done = subprocess.run(
-            [*COMPILE, *options, "-x", "c++", "-", "-o", str(draft)], input=text, text=True, capture_output=True
+            [*COMPILE, *options, "-x", "c++", "-", "-o", str(draft)],
+            input=text,
+            text=True,
+            capture_output=True,
+            check=False,
         )
         if done.returncode:
             raise RuntimeError(f"g++ refuses {stem} with {' '.join(options)}:\n{done.stderr[:4000]}")
@@ -132,8 +137,8 @@ def _compiled(stem: str, text: str, options: tuple[str, ...], folder: Path) -> P
 def _folder() -> Path:
     """Where the compiled kernels lie: a folder of this run, or what MAMBALAB_EMULATOR_CACHE names, to keep them."""
     kept = os.environ.get("MAMBALAB_EMULATOR_CACHE")
-    if kept is None:
-        _folder.owner = tempfile.TemporaryDirectory(prefix="mambalab-emulator-")  # removed as the process ends
-        return Path(_folder.owner.name)
-    Path(kept).mkdir(parents=True, exist_ok=True)
-    return Path(kept)
+    folder = Path(kept or tempfile.mkdtemp(prefix="mambalab-emulator-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not kept:
+        atexit.register(shutil.rmtree, folder)
+    return folder

@@ -1,6 +1,6 @@
 """Inputs for the ops, the one oracle that judges them and the one table of tolerances."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from mambalab.ext import causal_conv1d, reference, selective_scan
+from cuda_emulated_row import EMULATED
+from mambalab.ext import causal_conv1d, reference, rms_norm, selective_scan, step_
 from mambalab.ext.backends import BACKENDS, Backend
 from torch import Tensor
 
@@ -18,15 +19,41 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 5e-3, to
 LENGTHS = (1, 2, 63, 64, 65, 257)
 SELECTIVE = ("", "Δ", "B", "C", "ΔB", "ΔC", "BC", "ΔBC")
 
-every_backend = pytest.mark.parametrize("backend", BACKENDS, ids=lambda row: row.name)
+ROWS = (*BACKENDS, EMULATED)
+# The rows that take no complex A, and the most states that they take.
+MOST_REAL_STATES = {"cuda": 256, "cuda-emulated": 256}
 
 
-def usable(backend: Backend) -> str:
-    """The backend's name for the ops; skips the test where the backend is missing, with its reason."""
+def over(rows: Iterable[Backend]) -> pytest.MarkDecorator:
+    """Run a test on each of the rows, as its argument `backend`."""
+    gpu = {"cuda": [pytest.mark.gpu]}
+    return pytest.mark.parametrize(
+        "backend", [pytest.param(row, id=row.name, marks=gpu.get(row.device, [])) for row in rows]
+    )
+
+
+every_backend = over(ROWS)
+# All but the definition, in which torch chooses the order of a sum.
+every_kernel = over(row for row in ROWS if row.name != "reference")
+
+
+def usable(backend: Backend, *, n: int = 1, complex_A: bool = False) -> str:
+    """The backend's name for the ops; skips the test where the backend is missing or lacks that, with its reason."""
+    most = MOST_REAL_STATES.get(backend.name, n)
     reason = backend.missing()
+    if reason is None and n > most:
+        reason = f"takes up to {most} states, not {n}"
+    if reason is None and complex_A and backend.name in MOST_REAL_STATES:
+        reason = "takes a real A only"
     if reason is not None:
         pytest.skip(f"{backend.name}: {reason}")
     return backend.name
+
+
+def device_of(name: str) -> str:
+    """The type of device on which the backend called `name` is tested."""
+    (device,) = (row.device for row in ROWS if row.name == name)
+    return "cpu" if device == "any" else device
 
 
 @contextmanager
@@ -62,6 +89,13 @@ class Case:
         grads = {f"d{name}": grad for name, grad in zip(given, found, strict=True)}
         return {"y": outputs[0].detach(), "final_state": outputs[1].detach(), **grads}
 
+    def on(self, device: str) -> "Case":
+        """The same on a device, strides kept."""
+        moved = partial(on_device, device=device)
+        tensors = {name: None if t is None else moved(t) for name, t in self.tensors.items()}
+        options = {name: moved(value) if isinstance(value, Tensor) else value for name, value in self.options.items()}
+        return Case(tensors, (moved(self.weights[0]), moved(self.weights[1])), options)
+
     def double(self) -> "Case":
         """The same numbers in float64."""
         tensors = {name: None if t is None else in_double(t) for name, t in self.tensors.items()}
@@ -72,12 +106,70 @@ def in_double(tensor: Tensor) -> Tensor:
     return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
 
 
-def scan_with(name: str) -> Callable[..., Any]:
+def bare_scan(name: str) -> Callable[..., Any]:
+    """The scan for tensors that are on the backend's device."""
     return partial(selective_scan, return_final_state=True, backend=name)
 
 
-def conv_with(name: str) -> Callable[..., Any]:
+def bare_conv(name: str) -> Callable[..., Any]:
+    """The convolution for tensors that are on the backend's device."""
     return partial(causal_conv1d, return_final_state=True, backend=name)
+
+
+def scan_with(name: str) -> Callable[..., Any]:
+    return _with(name, bare_scan(name))
+
+
+def conv_with(name: str) -> Callable[..., Any]:
+    return _with(name, bare_conv(name))
+
+
+def norm_with(name: str) -> Callable[..., Any]:
+    return _with(name, partial(rms_norm, backend=name))
+
+
+def step_with(name: str) -> Callable[..., Any]:
+    return _with(name, partial(step_, backend=name))
+
+
+def _with(name: str, op: Callable[..., Any]) -> Callable[..., Any]:
+    """`op` for tensors of the CPU: on the backend's device, whence its results, states and gradients come back."""
+    device = device_of(name)
+    if device == "cpu":
+        return op
+
+    def call(*given: Any, **named: Any) -> Any:
+        there = {key: _moved(value, device) for key, value in named.items()}
+        outputs = op(*(_moved(value, device) for value in given), **there)
+        for state in {"conv_state", "scan_state"} & named.keys():
+            named[state].copy_(there[state])
+        return tuple(_moved(y, "cpu") for y in outputs) if isinstance(outputs, tuple) else _moved(outputs, "cpu")
+
+    return call
+
+
+def _moved(value: Any, device: str) -> Any:
+    return _Move.apply(value, torch.device(device)) if isinstance(value, Tensor) else value
+
+
+def on_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A copy on `device` with the same strides: everything that the tensor's memory holds is copied."""
+    size = tensor.untyped_storage().nbytes() // tensor.element_size()
+    memory = tensor.detach().as_strided((size,), (1,), 0).to(device, copy=True)
+    return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+class _Move(torch.autograd.Function):
+    """`on_device`, whose gradient goes the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, device: torch.device) -> Tensor:
+        ctx.device = tensor.device
+        return on_device(tensor, device)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return on_device(grads[0], ctx.device), None
 
 
 def expected_scan(case: Case) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The emulator of the CUDA kernels: barriers, shuffles and memory as on the device, and every planted mistake caught."""
+"""The emulator of CUDA kernels: barriers, shuffles and memory as on the device; every planted mistake is caught."""
 
 import struct
 

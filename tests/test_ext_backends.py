@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ext_cases import every_backend, scan_case, threads, usable
+from ext_cases import device_of, every_backend, scan_case, threads, usable
 from mambalab.ext import backends, causal_conv1d, prepare, selective_scan
 
 REFERENCE = next(row for row in backends.BACKENDS if row.name == "reference")
@@ -70,8 +70,8 @@ CORRUPTED = {
 
 @every_backend
 def test_every_backend_passes_its_self_test(backend):
-    device = "cpu" if backend.device == "any" else backend.device
-    assert backends.pick(device, usable(backend)) is backend
+    name = usable(backend)
+    assert backends.pick(device_of(name), name) is backend
 
 
 @pytest.mark.parametrize("damage", CORRUPTED.values(), ids=CORRUPTED.keys())
@@ -127,7 +127,8 @@ def test_tensors_are_never_moved_to_another_device(table):
 
 
 @pytest.mark.parametrize(("name", "near"), [("refrence", "reference"), ("cuda?", "cpu, reference"), ("cp", "cpu")])
-def test_an_unknown_backend_gets_its_neighbours(name, near):
+def test_an_unknown_backend_gets_its_neighbours(table, name, near):
+    table(replace(FAST, name="cpu"), REFERENCE)
     with pytest.raises(ValueError, match=f"unknown backend .*nearest: {near}$"):
         backends.pick("cpu", name)
 

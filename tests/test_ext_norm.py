@@ -1,8 +1,10 @@
 """The root-mean-square norm on every backend, against its definition in float64."""
 
+from functools import partial
+
 import pytest
 import torch
-from ext_cases import TOLERANCE, every_backend, strange, threads, usable
+from ext_cases import TOLERANCE, device_of, every_backend, every_kernel, norm_with, on_device, strange, threads, usable
 from mambalab.ext import rms_norm
 from torch.autograd import gradcheck
 
@@ -28,7 +30,7 @@ def results(norm, x, weight, dy):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_it_is_its_definition(backend, shape, dtype):
     x, weight, dy = drawn(*shape, dtype=dtype), drawn(shape[-1], seed=1).to(dtype), drawn(*shape, dtype=dtype, seed=2)
-    found = results(lambda x, w: rms_norm(x, w, epsilon=1e-3, backend=usable(backend)), x, weight, dy)
+    found = results(partial(norm_with(usable(backend)), epsilon=1e-3), x, weight, dy)
     wanted = results(lambda x, w: definition(x, w, 1e-3), x, weight, dy)
     for one, exact in zip(found, wanted, strict=True):
         assert one.dtype == dtype
@@ -39,7 +41,7 @@ def test_it_is_its_definition(backend, shape, dtype):
 @every_backend
 def test_a_residual_in_float32_comes_out_in_the_dtype_of_the_weight(backend):
     x, weight = drawn(4, 24), drawn(24, dtype=torch.bfloat16, seed=1)
-    y = rms_norm(x, weight, backend=usable(backend))
+    y = norm_with(usable(backend))(x, weight)
     assert y.dtype == torch.bfloat16
     assert (y - definition(x, weight, 1e-5)).norm() <= TOLERANCE[torch.bfloat16] * y.norm()
 
@@ -48,22 +50,25 @@ def test_a_residual_in_float32_comes_out_in_the_dtype_of_the_weight(backend):
 def test_gradcheck(backend):
     x = drawn(3, 5, 18, dtype=torch.float64).requires_grad_()
     weight = drawn(18, dtype=torch.float64, seed=1).requires_grad_()
-    assert gradcheck(lambda x, w: rms_norm(x, w, backend=usable(backend)), (x, weight))
+    assert gradcheck(norm_with(usable(backend)), (x, weight))
 
 
-def test_any_strides_are_taken_and_any_number_of_threads_gives_the_same_bits():
+@every_kernel
+def test_any_strides_are_taken_and_any_number_of_threads_gives_the_same_bits(backend):
     x, weight, dy = drawn(900, 67), drawn(67, seed=1), drawn(900, 67, seed=2)
-    plain = results(lambda x, w: rms_norm(x, w, backend="cpu"), x, weight, dy)
+    norm = norm_with(usable(backend))
+    plain = results(norm, x, weight, dy)
     with threads(1):
-        laid = results(lambda x, w: rms_norm(x, w, backend="cpu"), strange(x), strange(weight), strange(dy))
+        laid = results(norm, strange(x), strange(weight), strange(dy))
     assert all(torch.equal(a, b) for a, b in zip(plain, laid, strict=True))
 
 
 @every_backend
 def test_it_compiles_as_one_graph(backend, unchecked):
-    x, weight, dy = drawn(2, 9, 20), drawn(20, seed=1), drawn(2, 9, 20, seed=2)
-
     name = usable(backend)
+    x, weight, dy = (
+        on_device(tensor, device_of(name)) for tensor in (drawn(2, 9, 20), drawn(20, seed=1), drawn(2, 9, 20, seed=2))
+    )
 
     def norm(x, w):
         return rms_norm(x, w, backend=name)

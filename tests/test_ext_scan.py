@@ -40,7 +40,7 @@ def test_backend_agrees_with_reference_at_any_length(backend, length, discretisa
 @pytest.mark.parametrize("d", [1, 3, 37])
 def test_backend_agrees_with_reference_at_any_width(backend, d, n):
     case = scan_case(d=d, n=n, length=5)
-    assert_same(case.run(scan_with(usable(backend))), expected_scan(case), case.dtype)
+    assert_same(case.run(scan_with(usable(backend, n=n))), expected_scan(case), case.dtype)
 
 
 @every_backend
@@ -82,7 +82,7 @@ def test_complex_dynamics_agree(backend, complex_names, selective, dtype, discre
     case = scan_case(
         complex_names=complex_names, selective=selective, dtype=dtype, discretisation=discretisation, length=7
     )
-    assert_same(case.run(scan_with(usable(backend))), expected_scan(case), dtype)
+    assert_same(case.run(scan_with(usable(backend, complex_A=True))), expected_scan(case), dtype)
 
 
 @every_backend
@@ -235,7 +235,7 @@ def test_gradcheck(backend, complex_names, discretisation, selective):
         length=3, d=2, n=2, dtype=torch.float64, complex_names=complex_names, selective=selective,
         discretisation=discretisation,
     )  # fmt: skip
-    op = scan_with(usable(backend))
+    op = scan_with(usable(backend, complex_A="A" in complex_names))
     leaves = [t.clone().requires_grad_() for t in case.tensors.values() if t is not None]
     with threads(1):
         assert torch.autograd.gradcheck(

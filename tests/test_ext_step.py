@@ -3,7 +3,18 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from ext_cases import SELECTIVE, Draw, assert_same, conv_with, every_backend, scan_with, strange, usable
+from ext_cases import (
+    SELECTIVE,
+    Draw,
+    assert_same,
+    conv_with,
+    device_of,
+    every_backend,
+    scan_with,
+    step_with,
+    strange,
+    usable,
+)
 from mambalab.ext import reference, step_
 
 
@@ -56,13 +67,11 @@ def forward(backend, mixer, x, z, conv_state, scan_state, discretisation="euler"
     return {"y": y, "conv_state": conv_state, "scan_state": scan_state}
 
 
-def stepped(backend, mixer, x, z, conv_state, scan_state, discretisation="euler"):
+def stepped(step, mixer, x, z, conv_state, scan_state, discretisation="euler"):
     """The same, one token after the other."""
     advanced = {"conv_state": conv_state.clone(), "scan_state": scan_state.clone()}
     outputs = [
-        step_(
-            x[:, t], None if z is None else z[:, t], **mixer, **advanced, discretisation=discretisation, backend=backend
-        )
+        step(x[:, t], None if z is None else z[:, t], **mixer, **advanced, discretisation=discretisation)
         for t in range(x.shape[1])
     ]
     return {"y": torch.stack(outputs, 1), **advanced}
@@ -75,7 +84,7 @@ def test_step_equals_forward(backend, selective, dtype):
     given, draw = mixer(dtype, selective), Draw(2)
     x, z = draw(2, 9, 5, dtype=dtype), draw(2, 9, 5, dtype=dtype)
     expected = forward(usable(backend), given, x, z, *states(given, 2))
-    assert_same(stepped(backend.name, given, x, z, *states(given, 2)), expected, dtype)
+    assert_same(stepped(step_with(backend.name), given, x, z, *states(given, 2)), expected, dtype)
 
 
 @every_backend
@@ -86,7 +95,7 @@ def test_step_equals_forward_at_any_width(backend, k, n, discretisation):
     given, draw = mixer(torch.float32, k=k, d=19, n=n), Draw(2)
     x = draw(3, 5, 19, dtype=torch.float32)
     expected = forward(usable(backend), given, x, None, *states(given, 3), discretisation)
-    assert_same(stepped(backend.name, given, x, None, *states(given, 3), discretisation), expected, x.dtype)
+    assert_same(stepped(step_with(backend.name), given, x, None, *states(given, 3), discretisation), expected, x.dtype)
 
 
 @every_backend
@@ -94,8 +103,8 @@ def test_step_equals_forward_at_any_width(backend, k, n, discretisation):
 def test_step_equals_forward_with_complex_dynamics(backend, selective):
     given, draw = mixer(torch.float32, selective, complex_A=True), Draw(2)
     x = draw(2, 5, 5, dtype=torch.float32)
-    expected = forward(usable(backend), given, x, x, *states(given, 2))
-    assert_same(stepped(backend.name, given, x, x, *states(given, 2)), expected, x.dtype)
+    expected = forward(usable(backend, complex_A=True), given, x, x, *states(given, 2))
+    assert_same(stepped(step_with(backend.name), given, x, x, *states(given, 2)), expected, x.dtype)
 
 
 @every_backend
@@ -103,7 +112,7 @@ def test_step_equals_forward_with_complex_dynamics(backend, selective):
 def test_every_option_may_be_left_out(backend, without):
     given, x = mixer(torch.float32) | {without: None}, Draw(2)(2, 5, 5, dtype=torch.float32)
     expected = forward(usable(backend), given, x, x, *states(given, 2))
-    assert_same(stepped(backend.name, given, x, x, *states(given, 2)), expected, x.dtype)
+    assert_same(stepped(step_with(backend.name), given, x, x, *states(given, 2)), expected, x.dtype)
 
 
 @every_backend
@@ -111,7 +120,7 @@ def test_states_are_advanced_in_place_whatever_their_strides(backend):
     given, x = mixer(torch.float32), Draw(2)(2, 1, 5, dtype=torch.float32)
     expected = forward(usable(backend), given, x, x, *states(given, 2))
     laid = dict(zip(("conv_state", "scan_state"), map(strange, states(given, 2)), strict=True))
-    y = step_(strange(x[:, 0]), strange(x[:, 0]), **given, **laid, backend=backend.name)
+    y = step_with(backend.name)(strange(x[:, 0]), strange(x[:, 0]), **given, **laid)
     assert_same({"y": y[:, None], **laid}, expected, x.dtype)
 
 
@@ -119,16 +128,16 @@ def test_states_are_advanced_in_place_whatever_their_strides(backend):
 def test_a_batch_of_none_is_stepped(backend):
     given, x = mixer(torch.float32), torch.zeros(0, 5)
     conv_state, scan_state = states(given, 0)
-    y = step_(x, x, **given, conv_state=conv_state, scan_state=scan_state, backend=usable(backend))
+    y = step_with(usable(backend))(x, x, **given, conv_state=conv_state, scan_state=scan_state)
     assert y.shape == (0, 5)
 
 
 @every_backend
 def test_autocast_around_the_step_changes_nothing(backend):
     given, x = mixer(torch.float32), Draw(2)(2, 3, 5, dtype=torch.float32)
-    expected = stepped(usable(backend), given, x, x, *states(given, 2))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        actual = stepped(backend.name, given, x, x, *states(given, 2))
+    expected = stepped(step_with(usable(backend)), given, x, x, *states(given, 2))
+    with torch.autocast(device_of(backend.name), dtype=torch.bfloat16):
+        actual = stepped(step_with(backend.name), given, x, x, *states(given, 2))
     assert all(actual[name].equal(expected[name]) for name in expected)
 
 
@@ -143,7 +152,7 @@ def test_a_step_that_would_need_a_gradient_is_refused():
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_parameters_may_ask_for_gradients_where_none_are_taken(backend, mode):
     given, x = mixer(torch.float32), Draw(2)(2, 3, 5, dtype=torch.float32)
-    expected = stepped(usable(backend), given, x, x, *states(given, 2))
+    expected = stepped(step_with(usable(backend)), given, x, x, *states(given, 2))
     parameters = {name: None if tensor is None else tensor.requires_grad_() for name, tensor in given.items()}
     with mode():
-        assert_same(stepped(backend.name, parameters, x, x, *states(given, 2)), expected, x.dtype)
+        assert_same(stepped(step_with(backend.name), parameters, x, x, *states(given, 2)), expected, x.dtype)

@@ -1,0 +1,46 @@
+"""The CUDA backend on the CPU: the row of the table whose kernels run in the emulator, for tests alone."""
+
+from collections.abc import Callable
+from importlib import import_module, util
+from typing import Any
+from unittest.mock import patch
+
+import cuda_emulator
+from mambalab.ext.backends import Backend
+
+MODULES = ("cuda", "cuda_conv", "cuda_norm", "cuda_step")
+# Few, so that work is split even at the sizes of tests.
+MULTIPROCESSORS = 4
+
+
+def _emulated(module: str, function: str) -> Callable[..., Any]:
+    """The named function of the CUDA backend, for tensors of the CPU."""
+
+    def call(*arguments: Any) -> Any:
+        launch = import_module("mambalab.ext.cuda_launch")
+        stand_ins = {"kernel": cuda_emulator.kernel, "multiprocessors": lambda device: MULTIPROCESSORS}
+        with patch.multiple(launch, **stand_ins):
+            return getattr(import_module(f"mambalab.ext.{module}"), function)(*arguments)
+
+    return call
+
+
+def _missing() -> str | None:
+    absent = [name for name in MODULES if util.find_spec(f"mambalab.ext.{name}") is None]
+    return f"not written yet: {', '.join(absent)}" if absent else cuda_emulator.missing()
+
+
+EMULATED = Backend(
+    name="cuda-emulated",
+    device="cpu",
+    missing=_missing,
+    cure="apt install g++",
+    sources=(),
+    scan_forward=_emulated("cuda", "scan_forward"),
+    scan_backward=_emulated("cuda", "scan_backward"),
+    conv_forward=_emulated("cuda_conv", "conv_forward"),
+    conv_backward=_emulated("cuda_conv", "conv_backward"),
+    norm_forward=_emulated("cuda_norm", "norm_forward"),
+    norm_backward=_emulated("cuda_norm", "norm_backward"),
+    step=_emulated("cuda_step", "step"),
+)
