@@ -52,6 +52,11 @@ def test_every_file_that_a_room_reads_is_in_the_wheel(unpacked, room):
     assert not wanted - held
 
 
+def test_the_wheel_brings_the_kernels_as_source(unpacked):
+    kernels = {path.name for path in (unpacked / "mambalab" / "ext" / "csrc").iterdir()}
+    assert {"common.cuh", "scan_forward.cu"} <= kernels
+
+
 def test_the_wheel_adds_one_name_and_no_tests(unpacked):
     assert {path.name for path in unpacked.iterdir() if path.suffix != ".dist-info"} == {"mambalab"}
     assert {path.name for path in (unpacked / "mambalab").iterdir()} == set(ROOMS)
