@@ -53,15 +53,13 @@ def versions(cache: Path) -> list[str]:
 
 
 def read(path: Path) -> Image | None:
-    """What `write` left at `path`; None where there is nothing, or nothing that can be trusted."""
+    """What `write` left at `path`; None where there is nothing, or nothing that can be read or trusted."""
     try:
         with path.open("rb") as file:
             about = os.fstat(file.fileno())
             data = file.read()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        warn(f"can't read compiled kernels in {path.parent}: {error.strerror}")
+    except OSError:
+        # What is compiled instead has to be written, and that says what is wrong with the folder.
         return None
     if not _trusted(about):
         warn(f"compiled kernels in {path.parent} belong to another user, or all may write them: not loaded")
