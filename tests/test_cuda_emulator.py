@@ -107,6 +107,21 @@ def test_what_the_driver_refuses_is_refused(grid):
         launched("outside", numbers(0), numbers(0), **grid)
 
 
+@pytest.mark.parametrize(("name", "good", "bad"), [("pair", 2, 1), ("pair", 0, 3), ("indexed", 3, 4)])
+def test_a_misaligned_access_and_a_bad_index_are_reported_with_their_line(name, good, bad):
+    x = numbers(8)
+    expected = x[good : good + 2].sum() if name == "pair" else x[good]
+    assert launched(name, x, torch.zeros(1), threads=1, count=good) == expected
+    with pytest.raises(RuntimeError, match=r"(no multiple of 8|index 4, outside its array), at .*toy\.cu:\d+"):
+        launched(name, x, torch.zeros(1), threads=1, count=bad)
+
+
+def test_an_absent_tensor_is_not_read():
+    kernel = cuda_emulator.load(cuda_emulator.SHIM / "toy.cu", "indexed")
+    with pytest.raises(RuntimeError, match=r"0x0, which is null .* at .*toy\.cu:\d+"):
+        kernel.launch(1, 1, 0, (0, numbers(1).data_ptr(), 0, 0))
+
+
 def test_a_wrong_number_of_words_is_refused():
     kernel = cuda_emulator.load(cuda_emulator.SHIM / "toy.cu", "outside")
     with pytest.raises(RuntimeError, match="takes 4 words, but 3 came"):

@@ -153,6 +153,22 @@ static void thread_main() {
     yield();
 }
 
+// What g++ calls where -fsanitize finds a fault; the layouts are those of its libubsan.
+struct SourceLocation { const char *file; unsigned line, column; };
+struct TypeMismatch { SourceLocation at; const void *type; unsigned char log_alignment, kind; };
+#pragma GCC visibility push(default)
+extern "C" void __ubsan_handle_type_mismatch_v1(const TypeMismatch *fault, unsigned long long address) {
+    fail("block %u: thread %u uses the address 0x%llx, which is null or no multiple of %d, at %s:%u", blockIdx.x,
+         threadIdx.x, address, 1 << fault->log_alignment, fault->at.file, fault->at.line);
+    yield();
+}
+extern "C" void __ubsan_handle_out_of_bounds(const SourceLocation *at, unsigned long long index) {
+    fail("block %u: thread %u uses index %lld, outside its array, at %s:%u", blockIdx.x, threadIdx.x,
+         (long long)index, at->file, at->line);
+    yield();
+}
+#pragma GCC visibility pop
+
 static unsigned long long draw() {
     random_state ^= random_state << 13;
     random_state ^= random_state >> 7;
@@ -237,7 +253,7 @@ extern "C" void emulated_launch(
     if (bytes != 8 * launch->count)
         return fail("the kernel takes %lld words, but %lld came", bytes / 8, launch->count);
     if (launch->blocks < 1 || launch->blocks > 0x7fffffff || launch->threads < 1 || launch->threads > MOST_THREADS
-        || launch->shared < 0 || launch->shared > MOST_SHARED)
+        || launch->shared < 0 || launch->shared + (last - first) > MOST_SHARED)
         return fail("can't launch %lld blocks of %lld threads with %lld bytes of shared memory", launch->blocks,
                     launch->threads, launch->shared);
     unsigned *blocks = static_cast<unsigned *>(malloc(4 * launch->blocks)), threads[MOST_THREADS];

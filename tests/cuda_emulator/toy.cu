@@ -90,3 +90,15 @@ extern "C" __global__ void diverged(const Args args) {
 
 // Every thread names a mask without itself.
 extern "C" __global__ void strangers(const Args args) { __syncwarp(~(1u << threadIdx.x)); }
+
+// Reads two neighbours at once from the element `count`.
+extern "C" __global__ void pair(const Args args) {
+  const Pack<float, 2> two = *(const Pack<float, 2>*)(args.x + args.count);
+  args.y[0] = two.at[0] + two.at[1];
+}
+
+// Reads the element `count` of an array of four.
+extern "C" __global__ void indexed(const Args args) {
+  const Pack<float, 4> four = *(const Pack<float, 4>*)args.x;
+  args.y[0] = four.at[args.count];
+}
