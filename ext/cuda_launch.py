@@ -244,7 +244,7 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def double_word(x: float) -> int:
+def double_word(x: float | int) -> int:
     """The bits of a float64 as a signed 64-bit integer: how numbers travel in a kernel's argument."""
     return struct.unpack("q", struct.pack("d", x))[0]
 
