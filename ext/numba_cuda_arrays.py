@@ -1,0 +1,81 @@
+"""What every numba-cuda kernel needs: torch's tensors as its arrays, its compilation and its launch on torch's stream."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from numba import cuda, types
+from numba.core import config
+from numba.core.errors import NumbaPerformanceWarning
+from torch import Tensor
+
+REGISTERS = 65536  # of one block, at most
+
+# As what a kernel sees the elements of a tensor: numba has no bfloat16, so its bits go as int16.
+ELEMENT: dict[torch.dtype, Any] = {
+    torch.float64: types.float64,
+    torch.float32: types.float32,
+    torch.float16: types.float16,
+    torch.bfloat16: types.int16,
+    torch.complex64: types.complex64,
+    torch.complex128: types.complex128,
+    torch.int32: types.int32,
+}
+
+
+def compiled(codes: Sequence[Any], threads: int) -> Callable[[Any], Any]:
+    """A decorator that makes a kernel for blocks of at most `threads`.
+
+    `codes` are its arguments: a (dtype, axes) for a tensor of any strides, or a numba type.
+    """
+    if config.ENABLE_CUDASIM:
+        return cuda.jit
+    signature = types.void(*(_array_type(*code) if isinstance(code, tuple) else code for code in codes))
+    return cuda.jit(signature, max_registers=min(255, REGISTERS // (-(-threads // 32) * 32) // 8 * 8))
+
+
+def device_function(function: Any) -> Any:
+    """Make `function` one that kernels call and that disappears in them, so that local arrays stay in registers."""
+    if config.ENABLE_CUDASIM:
+        return cuda.jit(function, device=True)
+    return cuda.jit(function, device=True, forceinline=True)
+
+
+def launch(kernel: Any, device: torch.device, blocks: int, threads: int, *arguments: Any) -> None:
+    """Run `kernel` on the current stream of `device`; arguments are tensors and numbers, an absent tensor is None."""
+    if blocks == 0:
+        return
+    with _current(device):
+        stream = 0 if config.ENABLE_CUDASIM else cuda.external_stream(torch.cuda.current_stream(device).cuda_stream)
+        arrays = [_array(value) if isinstance(value, Tensor) else value for value in arguments]
+        with warnings.catch_warnings():
+            # Small problems make small grids, which is no news to the caller.
+            warnings.simplefilter("ignore", NumbaPerformanceWarning)
+            kernel[blocks, threads, stream](*arrays)
+
+
+def absent(axes: int, dtype: torch.dtype, like: Tensor) -> Tensor:
+    """What stands for a tensor that is None: one element that no kernel reads."""
+    return like.new_empty((1,) * axes, dtype=dtype)
+
+
+def _array_type(dtype: torch.dtype, axes: int) -> Any:
+    return types.Array(ELEMENT[dtype], axes, "A")
+
+
+def _array(tensor: Tensor) -> Any:
+    """The same memory as an array of numba's, strides and all."""
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    tensor = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+    if not config.ENABLE_CUDASIM:
+        return cuda.as_cuda_array(tensor)
+    from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
+
+    return FakeCUDAArray(np.asarray(tensor))
+
+
+def _current(device: torch.device) -> Any:
+    return nullcontext() if config.ENABLE_CUDASIM else cuda.gpus[device.index or 0]

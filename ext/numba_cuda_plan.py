@@ -1,0 +1,121 @@
+"""How the numba-cuda scan shares its work out among blocks and threads, as a function of shapes and dtypes alone."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+SHARED = 44 * 1024  # bytes of shared memory for a block's tiles; 48 KiB is what every GPU gives without being asked
+STEPS = 64  # between two states that the backward pass keeps, about
+CHANNELS = 32  # of a block, at most: one warp reads one row of them
+THREADS = 1024  # of a block, at most
+
+# What was given, as bits of the kernels' argument `given`.
+D, Z, BIAS, SOFTPLUS, PACKED, INITIAL = (1 << bit for bit in range(6))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a scan kernel is compiled for.
+
+    A thread has one channel and `states` of its n states; a block has `channels` channels, `groups` threads to each,
+    and goes along its sequence in tiles of so many steps.
+    """
+
+    dtype: torch.dtype  # of u, delta, z and selective B and C
+    is_complex: bool  # A; then B, C and the states are complex, too
+    n: int
+    d: int
+    selective_B: bool
+    selective_C: bool
+    zoh: bool
+
+    @property
+    def real(self) -> torch.dtype:
+        """In which Δ and y are calculated, and the dtype of A, D and the bias."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    @property
+    def work(self) -> torch.dtype:
+        """In which states are calculated."""
+        return self.real.to_complex() if self.is_complex else self.real
+
+    @property
+    def wide(self) -> torch.dtype:
+        """In which sums along whole sequences are taken."""
+        return torch.complex128 if self.is_complex else torch.float64
+
+    def stored(self, selective: bool) -> torch.dtype:
+        """The dtype of B or C."""
+        return self.dtype if selective and not self.is_complex else self.work
+
+    @property
+    def states(self) -> int:
+        """States of a thread, in its registers."""
+        return min(self.n, 4 if self.n <= 32 else 8 if self.n <= 64 else 16)
+
+    @property
+    def groups(self) -> int:
+        """Threads that share a channel."""
+        return -(-self.n // self.states)
+
+    @property
+    def padded(self) -> int:
+        """n, rounded up to whole groups."""
+        return self.groups * self.states
+
+    @cached_property
+    def channels(self) -> int:
+        """Channels of a block: a power of two, fewer where one step of many would overflow shared memory."""
+        channels = CHANNELS
+        while channels > 1 and (channels // 2 >= self.d or self._too_many(channels)):
+            channels //= 2
+        return channels
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.channels * self.groups
+
+    @property
+    def blocks_across(self) -> int:
+        """Blocks that share the channels of a sequence."""
+        return -(-self.d // self.channels)
+
+    @cached_property
+    def forward_tile(self) -> int:
+        """Steps of a tile of the forward pass."""
+        return min(32, _power_of_two(SHARED // self._forward_bytes(self.channels)))
+
+    @cached_property
+    def backward_tile(self) -> int:
+        """Steps of a tile of the backward pass."""
+        return min(32, _power_of_two(SHARED // self._backward_bytes(self.channels)))
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of the backward pass between two states that it keeps."""
+        return max(4, STEPS // self.backward_tile)
+
+    @property
+    def span(self) -> int:
+        """Steps between two states that the backward pass keeps."""
+        return self.backward_tile * self.tiles
+
+    def _too_many(self, channels: int) -> bool:
+        return self._backward_bytes(channels) > SHARED or channels * self.groups > THREADS
+
+    def _forward_bytes(self, channels: int) -> int:
+        """Of shared memory a step: Δ, Δu and u, B and C, and every thread's part of y."""
+        size = self.real.itemsize
+        return size * channels * (3 + self.groups) + 2 * self.padded * self.work.itemsize
+
+    def _backward_bytes(self, channels: int) -> int:
+        """The same of the backward pass, which has dy and every state besides, and two parts a thread."""
+        size = self.real.itemsize * channels * (4 + 2 * self.groups)
+        return size + self.padded * (channels + 3) * self.work.itemsize
+
+
+def _power_of_two(number: int) -> int:
+    """The greatest power of two that is at most `number`, at least 1."""
+    return 1 << max(0, number.bit_length() - 1)
