@@ -1,11 +1,13 @@
 """The CUDA backend on the CPU: the row of the table whose kernels run in the emulator, for tests alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module, util
 from typing import Any
 from unittest.mock import patch
 
 import cuda_emulator
+import torch
 from mambalab.ext.backends import Backend
 
 MODULES = ("cuda", "cuda_conv", "cuda_norm", "cuda_step")
@@ -14,15 +16,27 @@ MULTIPROCESSORS = 4
 
 
 def _emulated(module: str, function: str) -> Callable[..., Any]:
-    """The named function of the CUDA backend, for tensors of the CPU."""
+    """The named function of the CUDA backend, for tensors of the CPU; the memory that it allocates is NaN."""
 
     def call(*arguments: Any) -> Any:
         launch = import_module("mambalab.ext.cuda_launch")
         stand_ins = {"kernel": cuda_emulator.kernel, "multiprocessors": lambda device: MULTIPROCESSORS}
-        with patch.multiple(launch, **stand_ins):
+        with patch.multiple(launch, **stand_ins), _fresh_memory_is_nan():
             return getattr(import_module(f"mambalab.ext.{module}"), function)(*arguments)
 
     return call
+
+
+@contextmanager
+def _fresh_memory_is_nan() -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
 
 
 def _missing() -> str | None:

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -56,8 +57,10 @@ class Kernel:
         self._entry.restype = None
 
     def launch(self, blocks: int, threads: int, shared: int, words: Sequence[int]) -> None:
-        """Run every block, in the order now set; raises RuntimeError on a deadlock or a write outside its memory."""
-        members = (ctypes.c_uint64 * len(words))(*(word & 0xFFFF_FFFF_FFFF_FFFF for word in words))
+        """Run every block, in the order now set; no blocks are no work. Raises RuntimeError where the kernel errs."""
+        if not blocks:
+            return
+        members = ctypes.create_string_buffer(struct.pack(f"{len(words)}q", *words))
         message = ctypes.create_string_buffer(400)
         kind, seed = _order
         given = _Launch(

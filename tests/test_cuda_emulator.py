@@ -100,7 +100,7 @@ def test_lanes_that_do_not_belong_together_are_reported(name, words):
 
 
 @pytest.mark.parametrize(
-    "grid", [{"blocks": 0}, {"threads": 0}, {"threads": 1025}, {"shared": 300_000}, {"blocks": 2**31}]
+    "grid", [{"blocks": -1}, {"blocks": 2**31}, {"threads": 0}, {"threads": 1025}, {"shared": 300_000}]
 )
 def test_what_the_driver_refuses_is_refused(grid):
     with pytest.raises(RuntimeError, match="can't launch"):
@@ -120,6 +120,10 @@ def test_an_absent_tensor_is_not_read():
     kernel = cuda_emulator.load(cuda_emulator.SHIM / "toy.cu", "indexed")
     with pytest.raises(RuntimeError, match=r"0x0, which is null .* at .*toy\.cu:\d+"):
         kernel.launch(1, 1, 0, (0, numbers(1).data_ptr(), 0, 0))
+
+
+def test_no_blocks_are_no_work():
+    launched("outside", numbers(0), numbers(0), blocks=0)
 
 
 def test_a_wrong_number_of_words_is_refused():
