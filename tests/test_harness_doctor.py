@@ -25,7 +25,7 @@ def test_every_probe_has_something_to_say_and_none_breaks_here():
     findings = diagnose()
     subjects = {finding.subject for finding in findings}
     assert {"python", "mambalab", "torch", "lm-eval", "cpu", "backend reference", "threads", "hub", "data"} <= subjects
-    assert {"hub cache", "datasets cache", "numba cache", "tokenizer"} <= subjects
+    assert {"hub cache", "datasets cache", "numba cache", "kernel cache", "nvrtc", "tokenizer"} <= subjects
     assert "hub reachable" not in subjects
     assert not [finding.text for finding in findings if "this check broke" in finding.text]
     assert _of(findings, "backend reference").state == "ok"
@@ -235,6 +235,43 @@ def test_a_cache_that_can_not_be_written_is_a_warning_with_its_variable(monkeypa
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "not" / "yet" / "there"))
     assert _of(diagnose(), "numba cache").state == "ok"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(("gpu", "state"), [(True, "warning"), (False, "ok")])
+def test_a_missing_nvrtc_matters_where_there_is_a_gpu(monkeypatch, gpu, state):
+    import torch
+    from mambalab.ext import nvrtc
+
+    _only(monkeypatch, "compiler")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(nvrtc, "missing", lambda: "no NVRTC (cure: pip install it)")
+    found = _of(diagnose(), "nvrtc")
+    assert (found.state, found.text) == (state, "no NVRTC (cure: pip install it)")
+
+
+def test_the_compiler_is_named_with_its_version_and_place(monkeypatch):
+    from mambalab.ext import nvrtc
+
+    _only(monkeypatch, "compiler")
+    monkeypatch.setattr(nvrtc, "missing", lambda: None)
+    monkeypatch.setattr(nvrtc, "library", lambda: SimpleNamespace(version="13.0", path="/lib/libnvrtc.so.13"))
+    found = _of(diagnose(), "nvrtc")
+    assert (found.state, found.text) == ("ok", "13.0, /lib/libnvrtc.so.13")
+
+
+def test_a_kernel_cache_that_can_not_be_written_is_a_warning_with_its_variable(monkeypatch, tmp_path):
+    from mambalab.ext import cubin_cache
+
+    (tmp_path / "file").write_text("")
+    _only(monkeypatch, "compiler")
+    monkeypatch.setenv("MAMBALAB_CACHE", str(tmp_path / "file" / "cache"))
+    found = _of(diagnose(), "kernel cache")
+    assert found.state == "warning"
+    assert "MAMBALAB_CACHE" in found.cure
+    monkeypatch.setenv("MAMBALAB_CACHE", str(tmp_path / "cache"))
+    assert _of(diagnose(), "kernel cache").state == "ok"
+    monkeypatch.setattr(cubin_cache, "folder", lambda: None)
+    assert "MAMBALAB_CACHE" in _of(diagnose(), "kernel cache").cure
 
 
 @pytest.mark.parametrize("place", ["", "zero_shot"])
