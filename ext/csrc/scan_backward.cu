@@ -42,7 +42,6 @@ struct Shared {
   Tile tile;
   Real sum[SUMS][GROUPS][FINISH][CHANNELS];
   Real across[GROUPS][SELECTIVE ? WARP : 1][SELECTIVE ? PITCH : VECTOR];
-  Pack<Real, STATES> kept[STEPS / PART][LANES][THREADS];  // the state before each part
 };
 
 // What a thread holds of its LANES channels.
@@ -136,6 +135,7 @@ struct Thread {
   }
 };
 
+#if !STATIC_B || !STATIC_C
 // The sums over the warp's channels of its terms of dB and dC in one part, each by lanes that share out the channels,
 // then over these lanes; `keep(value, sum)` gets each.
 template <class Keep>
@@ -170,6 +170,7 @@ __device__ __forceinline__ void across_channels(const Real (*terms)[PITCH], int 
     for (int j = 0; j < HELD; ++j) keep(value + j, sum.at[j]);
   }
 }
+#endif
 
 // The four inputs of FINISH steps that the last word on them needs again.
 struct Given {
@@ -274,10 +275,9 @@ __device__ __forceinline__ void restore(const Arguments& a, const Place& place, 
 }
 
 // PART steps from `first` on, forward from what was kept, then back; the terms of dB and dC leave for memory.
-__device__ __forceinline__ void walk(const Arguments& a, const Place& place, Shared& shared, Thread& thread, long long t, int first) {
+__device__ __forceinline__ void walk(const Arguments& a, const Place& place, Shared& shared, Thread& thread, const Lines& before, long long t, int first) {
   Lines decay[PART], h[PART + 1];
-#pragma unroll
-  for (int c = 0; c < LANES; ++c) (Pack<Real, STATES>&)h[0].at[c] = shared.kept[first / PART][c][threadIdx.x];
+  h[0] = before;
 #pragma unroll
   for (int k = 0; k < PART; ++k) {
     h[k + 1] = h[k];
@@ -342,7 +342,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
   const long long chunks = (place.part.end - place.part.begin + STEPS - 1) / STEPS;
   for (long long chunk = chunks - 1; chunk >= 0; --chunk) {
     const long long t = place.part.begin + chunk * STEPS;
-    Lines h, decay;
+    Lines h, decay, kept[STEPS / PART];
     h.clear();
     restore(a, place, thread, t, h);
     __syncthreads();
@@ -350,8 +350,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
     __syncthreads();
 #pragma unroll 1
     for (int first = 0; first < STEPS; first += PART) {
-#pragma unroll
-      for (int c = 0; c < LANES; ++c) shared.kept[first / PART][c][threadIdx.x] = h.at[c];
+      kept[first / PART] = h;
       if (first + PART == STEPS) break;
 #pragma unroll
       for (int k = 0; k < PART; ++k) thread.advance(shared.tile, first + k, h, decay);
@@ -361,7 +360,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
       Given given;
       given.load(a, place, t + from);
 #pragma unroll 1
-      for (int first = from + FINISH - PART; first >= from; first -= PART) walk(a, place, shared, thread, t, first);
+      for (int first = from + FINISH - PART; first >= from; first -= PART) walk(a, place, shared, thread, kept[first / PART], t, first);
       __syncthreads();
       finish(a, place, shared, given, t + from, from, columns);
       __syncthreads();

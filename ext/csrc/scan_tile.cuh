@@ -11,8 +11,11 @@
 // can be read in fours.
 constexpr int CHANNELS = WARP * LANES;
 constexpr int THREADS = WARP * GROUPS;
-constexpr int PADDED = STATES * GROUPS;
 constexpr int VECTOR = 4;
+// Segments begin at multiples of it, whatever the tile of the kernel at hand, so that all kernels cut alike.
+constexpr int GRAIN = 32;
+static_assert(GRAIN % STEPS == 0, "a segment is whole tiles");
+constexpr int PADDED = (STATES * GROUPS + VECTOR - 1) / VECTOR * VECTOR;
 
 // What a scan is given, in the order in which the host lays it out; absent tensors have no data.
 struct Inputs {
@@ -41,8 +44,8 @@ struct Place {
     sequence = index / across / in.segments;
     row = in.bounds.data ? 0 : sequence;
     whole = in.bounds.data ? Range{*in.bounds.row(sequence), *in.bounds.row(sequence + 1)} : Range{0, in.length};
-    const long long tiles = (whole.end - whole.begin + STEPS - 1) / STEPS;
-    const long long steps = (tiles + in.segments - 1) / in.segments * STEPS;
+    const long long grains = (whole.end - whole.begin + GRAIN - 1) / GRAIN;
+    const long long steps = (grains + in.segments - 1) / in.segments * GRAIN;
     part.begin = whole.begin + segment * steps;
     part.begin = part.begin < whole.end ? part.begin : whole.end;
     part.end = part.begin + steps < whole.end ? part.begin + steps : whole.end;

@@ -1,0 +1,247 @@
+"""The scan of the CUDA backend: cuts the work, allocates the results and launches the kernels of csrc."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import cuda_launch, cuda_slabs
+from .cuda_geometry import CHECKPOINT, MOST_STATES, WARP, Geometry, backward_geometry, element, forward_geometry, states_geometry
+from .nvrtc import Variant
+
+CARRY_THREADS = 128
+SUM_THREADS = 8 * WARP  # of scan_sum.cu, for WARP results
+
+
+def scan_forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    delta_softplus: bool,
+    discretisation: str,
+) -> tuple[Tensor, Tensor]:
+    """As `reference.scan_forward`, for a real A."""
+    if A.shape[1] > MOST_STATES:
+        return cuda_slabs.forward(
+            scan_forward, u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, discretisation
+        )
+    call = _Call(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, discretisation)
+    geometry = forward_geometry(*call.kind)
+    segments = call.segments(geometry)
+    carried = call.carried(segments) if segments > 1 else None
+    y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    final_state = A.new_empty(call.sequences, *A.shape)
+    words = [*call.words(segments), *_tensor(carried), y.data_ptr(), final_state.data_ptr()]
+    call.launch("scan_forward", geometry, segments, words)
+    return y, final_state
+
+
+def scan_backward(
+    dy: Tensor,
+    dfinal_state: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    delta_softplus: bool,
+    discretisation: str,
+) -> tuple[Tensor | None, ...]:
+    """As `reference.scan_backward`; states are computed again, from one kept every CHECKPOINT steps."""
+    if A.shape[1] > MOST_STATES:
+        return cuda_slabs.backward(
+            scan_backward, dy, dfinal_state, u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens,
+            delta_softplus, discretisation,
+        )  # fmt: skip
+    call = _Call(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, discretisation, dy)
+    geometry = backward_geometry(*call.kind)
+    segments = call.segments(geometry)
+    checkpoints = call.checkpoints(geometry)
+    carried = call.carried(segments, checkpoints=checkpoints, states=geometry.states)
+    back = call.carried(segments, dy, dfinal_state) if segments > 1 else None
+    du, ddelta = torch.empty(u.shape, dtype=u.dtype, device=u.device), torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    dz = None if z is None else torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    dstate = A.new_empty(call.sequences, *A.shape)
+    matrices, parameters = call.partial_sums(geometry, segments)
+    words = [
+        *call.words(segments), *_tensor(dy), *_tensor(carried), *_tensor(back), *_tensor(dfinal_state),
+        *map(_pointer, (*checkpoints, du, ddelta, dz, dstate, matrices, parameters)),
+    ]  # fmt: skip
+    call.launch("scan_backward", geometry, segments, words)
+    dA, dB, dC, dD, dbias = call.summed(matrices, parameters)
+    optional = ((D, dD), (z, dz), (delta_bias, dbias), (initial_state, dstate))
+    return du, ddelta, dA, dB, dC, *(None if given is None else found for given, found in optional)
+
+
+class _Call:
+    """One call of the scan: what it was given, and the words that its kernels begin with."""
+
+    def __init__(
+        self,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        delta_bias: Tensor | None,
+        initial_state: Tensor | None,
+        cu_seqlens: Tensor | None,
+        delta_softplus: bool,
+        discretisation: str,
+        dy: Tensor | None = None,
+    ) -> None:
+        refuse(A)
+        self.u, self.A, self.B, self.C = u, A, B, C
+        self.batch, self.length, self.channels = u.shape
+        self.n = A.shape[1]
+        self.sequences = self.batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        self.packed = cu_seqlens is not None
+        static_B, static_C = B.dim() == 2, C.dim() == 2
+        rows = [t for t in (u, delta, z, dy) if t is not None]
+        matrices = [t for t in (B, C) if t.dim() == 3]
+        aligned = all(map(_in_fours, rows)) and all(map(_in_fours, matrices))
+        self.kind = (u.dtype, self.n, self.channels, discretisation == "zoh", static_B, static_C, aligned)
+        self._tensors = [
+            word
+            for tensor in (u, delta, z, A, B, C, D, delta_bias, initial_state, cu_seqlens)
+            for word in _tensor(tensor)
+        ]
+        self._numbers = (self.sequences, self.length, self.channels, self.n, int(delta_softplus))
+
+    def words(self, segments: int) -> list[int]:
+        """`Inputs` of scan_tile.cuh."""
+        return [*self._tensors, *self._numbers, segments]
+
+    def launch(self, name: str, geometry: Geometry, segments: int, words: Sequence[int]) -> None:
+        kernel = cuda_launch.kernel(self.u.device, f"{name}.cu", name, geometry.defines)
+        blocks = -(-self.channels // geometry.channels) * segments * self.sequences
+        kernel.launch(blocks, geometry.threads, geometry.shared, words)
+
+    def segments(self, geometry: Geometry) -> int:
+        """Into how many pieces each sequence is cut along l: one, unless blocks of whole sequences leave the GPU idle.
+
+        A cut costs every decay but the last piece's a second time, so it has to fill what more than half lay idle.
+        """
+        blocks = -(-self.channels // geometry.channels) * self.sequences
+        room = cuda_launch.multiprocessors(self.u.device) * geometry.blocks
+        length = self.length // max(1, self.sequences) if self.packed else self.length
+        return max(1, min(room // max(1, blocks), length // geometry.shortest))
+
+    def carried(
+        self,
+        segments: int,
+        dy: Tensor | None = None,
+        dfinal_state: Tensor | None = None,
+        checkpoints: tuple[Tensor, Tensor] | None = None,
+        states: int = 0,
+    ) -> Tensor | None:
+        """What each segment starts from (sequences, segments, d, n), or with dy, backwards, what its end does.
+
+        With `checkpoints` these are filled too, for kernels with `states` states a thread.
+        """
+        ends = sums = None
+        if segments > 1:
+            ends = self.A.new_empty(self.sequences, segments, *self.A.shape)
+            sums = self.A.new_empty(self.sequences, segments, self.channels)
+        geometry = states_geometry(*self.kind, reverse=dy is not None, checkpoint=checkpoints is not None, states=states)
+        kept = checkpoints or (None, None)
+        pointers = map(_pointer, (ends, sums, *kept))
+        words = [*self.words(segments), *_tensor(dy), *_tensor(dfinal_state), *pointers]
+        self.launch("scan_states", geometry, segments, words)
+        if ends is None or sums is None:
+            return None
+        words = [*_tensor(self.A), sums.data_ptr(), ends.data_ptr(), self.sequences, segments, self.channels, self.n]
+        kernel = cuda_launch.kernel(self.u.device, "scan_carry.cu", "scan_carry", (element(self.u.dtype),))
+        blocks = -(-self.sequences * self.A.numel() // CARRY_THREADS)
+        kernel.launch(blocks, CARRY_THREADS, 0, [*words, int(dy is not None)])
+        return ends.flatten(0, 1)
+
+    def checkpoints(self, geometry: Geometry) -> tuple[Tensor, Tensor]:
+        """Room for a state every CHECKPOINT steps of every sequence, and for ΣΔ before it."""
+        whole = -(-self.length // CHECKPOINT)
+        slots = whole + self.sequences if self.packed else whole * self.sequences
+        shape = (slots, geometry.groups, self.channels, geometry.states)
+        return self.A.new_empty(shape), self.A.new_empty(slots, self.channels)
+
+    def partial_sums(self, geometry: Geometry, segments: int) -> tuple[Tensor, Tensor]:
+        """Room for each block's part of dB and dC, and for each segment's part of the parameters' gradients."""
+        selective = (self.B.dim() == 3) + (self.C.dim() == 3)
+        across = -(-self.channels // geometry.channels)
+        matrices = self.A.new_empty(across, self.batch * self.length, selective, geometry.padded)
+        each = (3 - selective) * self.A.numel() + 2 * self.channels
+        return matrices, self.A.new_empty(self.sequences * segments, each)
+
+    def summed(self, matrices: Tensor, parameters: Tensor) -> tuple[Tensor, ...]:
+        """dA, dB, dC, dD and dbias."""
+        dA, dD, dbias = self.A.new_empty(self.A.shape), self.A.new_empty(self.channels), self.A.new_empty(self.channels)
+        dB, dC = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (self.B, self.C))
+        by_rank = {rank: [t.data_ptr() if t.dim() == rank else 0 for t in (dB, dC)] for rank in (2, 3)}
+        across, rows, selective, padded = matrices.shape
+        words = [
+            matrices.data_ptr(), *by_rank[3], across, rows, self.n, padded,
+            parameters.data_ptr(), dA.data_ptr(), *by_rank[2], dD.data_ptr(), dbias.data_ptr(),
+            parameters.shape[0], self.channels,
+        ]  # fmt: skip
+        blocks = -(-rows * selective * padded // WARP) + -(-parameters.shape[1] // WARP)
+        kernel = cuda_launch.kernel(self.u.device, "scan_sum.cu", "scan_sum", (element(self.u.dtype),))
+        kernel.launch(blocks, SUM_THREADS, 0, words)
+        return dA, dB, dC, dD, dbias
+
+
+def refuse(A: Tensor) -> None:
+    """Raise ValueError for a state space that the kernels don't have."""
+    if A.is_complex():
+        raise ValueError("backend 'cuda' has no complex A; backend='numba-cuda' has")
+
+
+def variants() -> Iterator[Variant]:
+    """What is compiled ahead of time: the released models' scan in every dtype but float64, whole and cut."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        kind = (dtype, 16, 1536, False, False, False, True)
+        forward, backward = forward_geometry(*kind), backward_geometry(*kind)
+        yield Variant("scan_forward.cu", "scan_forward", forward.defines)
+        yield Variant("scan_backward.cu", "scan_backward", backward.defines)
+        for reverse, checkpoint, states in ((False, False, 0), (True, False, 0), (False, True, backward.states)):
+            found = states_geometry(*kind, reverse=reverse, checkpoint=checkpoint, states=states)
+            yield Variant("scan_states.cu", "scan_states", found.defines)
+        for name in ("scan_carry", "scan_sum"):
+            yield Variant(f"{name}.cu", name, (element(dtype),))
+
+
+def _tensor(tensor: Tensor | None) -> tuple[int, int, int, int]:
+    """`Tensor` of common.cuh."""
+    if tensor is None:
+        return 0, 0, 0, 0
+    strides = tensor.stride()
+    return tensor.data_ptr(), *strides, *(0,) * (3 - len(strides))  # type: ignore[return-value]
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _in_fours(tensor: Tensor) -> bool:
+    """Whether every row of a tensor (b l columns) can be read four neighbours at a time."""
+    *outer, inner = tensor.stride()
+    size = tensor.element_size()
+    return (
+        inner == 1
+        and tensor.shape[2] % 4 == 0
+        and all(stride % 4 == 0 for stride in outer)
+        and tensor.data_ptr() % min(16, 4 * size) == 0
+    )
