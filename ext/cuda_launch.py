@@ -113,6 +113,7 @@ class Kernel:
             self._function = _function(self._driver, image, name)
             # To ask makes a driver that loads lazily load now: the first launch may be inside a capture.
             self._static = self._driver.number("cuFuncGetAttribute", FUNCTION_STATIC_SHARED, self._function)
+            self._words = _words(self._driver, self._function)
         self._allowed = PLAIN_SHARED - self._static
 
     def launch(self, blocks: int, threads: int, shared: int, words: Sequence[int]) -> None:
@@ -123,6 +124,8 @@ class Kernel:
         """
         if not blocks:
             return
+        if self._words not in (len(words), None):
+            raise RuntimeError(f"kernel {self.name} takes {self._words} words, not {len(words)}")
         if shared > self._allowed:
             self._allow(shared)
         # The driver copies the argument before it returns.
@@ -201,6 +204,15 @@ def _function(driver: Driver, image: bytes, name: str) -> ctypes.c_void_p:
     driver.call("cuModuleLoadData", ctypes.byref(module), image)
     driver.call("cuModuleGetFunction", ctypes.byref(function), module, name.encode())
     return function
+
+
+def _words(driver: Driver, function: ctypes.c_void_p) -> int | None:
+    """How many 64-bit words the kernel's argument has; None where the driver, older than CUDA 12.4, can't say."""
+    if not hasattr(driver.library, "cuFuncGetParamInfo"):
+        return None
+    offset, size = ctypes.c_size_t(), ctypes.c_size_t()
+    driver.call("cuFuncGetParamInfo", function, ctypes.c_size_t(0), ctypes.byref(offset), ctypes.byref(size))
+    return size.value // 8
 
 
 def missing() -> str | None:

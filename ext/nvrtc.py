@@ -34,6 +34,8 @@ _TAKEN = (
     r"(\d+) bytes spill stores",
     r"(\d+) bytes spill loads",
 )
+# What would make two files of the same kernel differ.
+_TIMES = re.compile(r"^.*Compile time.*\n?", re.MULTILINE)
 _log = logging.getLogger(__package__)
 
 
@@ -242,7 +244,7 @@ class Library:
             if status:
                 raise RuntimeError(f"{work} does not compile: {_first_error(log, self._text(status))}\n{log[:2000]}")
             kind = "CUBIN" if options[0].endswith(work.arch) else "PTX"
-            return Image(self._bytes(kind, program), log)
+            return Image(self._bytes(kind, program), _TIMES.sub("", log))
         finally:
             self._nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
 

@@ -25,6 +25,8 @@ class FakeLibrary:
         self.modes_while_loading: list[int] = []
         self.fails: dict[str, int] = {}
         self.static_shared = 0
+        self.argument_bytes = 32
+        self.older_than: tuple[str, ...] = ()
         self.launched: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -33,7 +35,7 @@ class FakeLibrary:
             getattr(self, f"_{name}", lambda *_: None)(*arguments)
             return self.fails.get(name, 0)
 
-        if not name.startswith("cu"):
+        if not name.startswith("cu") or name in self.older_than:
             raise AttributeError(name)
         call.argtypes = None  # type: ignore[attr-defined]
         self.__dict__[name] = call
@@ -77,6 +79,10 @@ class FakeLibrary:
         self.modes_while_loading.append(self.mode)
         assert attribute == cuda_launch.FUNCTION_STATIC_SHARED
         found._obj.value = self.static_shared
+
+    def _cuFuncGetParamInfo(self, function: Any, index: Any, offset: Any, size: Any) -> None:
+        assert index.value == 0
+        size._obj.value = self.argument_bytes
 
     def _cuLaunchKernel(self, function: Any, *numbers: Any) -> None:
         *grid, shared, stream, argument, extra = numbers
@@ -140,6 +146,19 @@ def test_the_context_is_switched_only_when_needed_and_always_restored(library, c
     assert library.contexts == current
     names = {"cuCtxPushCurrent_v2": "push", "cuCtxPopCurrent_v2": "pop"}
     assert [names[call] for call in library.calls if call in names] == switches
+
+
+def test_an_argument_of_another_size_is_refused(library):
+    library.argument_bytes = 40
+    with pytest.raises(RuntimeError, match=r"^kernel toy takes 5 words, not 4$"):
+        Kernel(FIRST, b"image", "toy").launch(1, 32, 0, WORDS)
+    assert library.launched == {}
+
+
+def test_a_driver_that_can_not_tell_the_size_of_an_argument_launches(library):
+    library.older_than = ("cuFuncGetParamInfo",)
+    Kernel(FIRST, b"image", "toy").launch(1, 32, 0, WORDS)
+    assert library.launched["words"] == WORDS
 
 
 def test_no_blocks_launch_nothing(library):
