@@ -12,7 +12,8 @@ from numba.core import config
 from numba.core.errors import NumbaPerformanceWarning
 from torch import Tensor
 
-REGISTERS = 65536  # of one block, at most
+REGISTERS = 65536  # of a multiprocessor
+RESIDENT = 384  # threads that should find room on it
 
 # As what a kernel sees the elements of a tensor: numba has no bfloat16, so its bits go as int16.
 ELEMENT: dict[torch.dtype, Any] = {
@@ -34,7 +35,12 @@ def compiled(codes: Sequence[Any], threads: int) -> Callable[[Any], Any]:
     if config.ENABLE_CUDASIM:
         return cuda.jit
     signature = types.void(*(_array_type(*code) if isinstance(code, tuple) else code for code in codes))
-    return cuda.jit(signature, max_registers=min(255, REGISTERS // (-(-threads // 32) * 32) // 8 * 8))
+    return cuda.jit(signature, max_registers=_registers(threads))
+
+
+def _registers(threads: int) -> int:
+    """Of a thread, at most."""
+    return min(255, REGISTERS // max(RESIDENT, -(-threads // 32) * 32) // 8 * 8)
 
 
 def device_function(function: Any) -> Any:
@@ -55,6 +61,11 @@ def launch(kernel: Any, device: torch.device, blocks: int, threads: int, *argume
             # Small problems make small grids, which is no news to the caller.
             warnings.simplefilter("ignore", NumbaPerformanceWarning)
             kernel[blocks, threads, stream](*arrays)
+
+
+def power_of_two_above(number: int) -> int:
+    """The least power of two that is at least `number`."""
+    return 1 << max(0, number - 1).bit_length()
 
 
 def absent(axes: int, dtype: torch.dtype, like: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class Plan:
     def channels(self) -> int:
         """Channels of a block: a power of two, fewer where one step of many would overflow shared memory."""
         channels = CHANNELS
-        while channels > 1 and (channels // 2 >= self.d or self._too_many(channels)):
+        while channels > 1 and (channels >= 2 * self.d or self._too_many(channels)):
             channels //= 2
         return channels
 
