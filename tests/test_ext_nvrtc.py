@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mambalab.ext import cubin_cache, nvrtc
@@ -311,6 +313,20 @@ def test_a_library_that_does_not_load_is_passed_over_for_the_next(tmp_path, monk
     nvrtc.library.cache_clear()
     monkeypatch.setattr(nvrtc, "_candidates", lambda: iter([str(broken)]))
     assert str(broken) in str(nvrtc.missing())
+
+
+def test_wheels_come_before_the_system_and_that_before_a_toolkit(tmp_path, monkeypatch):
+    wheel, toolkit = tmp_path / "nvidia" / "cu13" / "lib", tmp_path / "toolkit" / "lib64"
+    for folder in (wheel, toolkit):
+        folder.mkdir(parents=True)
+        (folder / "libnvrtc.so.13").write_bytes(b"")
+        (folder / "libnvrtc.alt.so.13").write_bytes(b"")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "toolkit"))
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "nvidia")])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: {"nvidia": spec}[name])
+    system = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"]
+    assert list(nvrtc._candidates()) == [f"{wheel}/libnvrtc.so.13", *system, f"{toolkit}/libnvrtc.so.13"]
 
 
 def test_the_newest_of_several_libraries_is_taken(tmp_path):
