@@ -1,0 +1,263 @@
+// The causal convolution, forward and backward: a warp walks a run of steps, each lane for four neighbouring channels.
+//
+// Runs are cut along l whatever is packed there: a run that begins inside a sequence reads the K - 1 inputs before it once
+// more, and going back the K - 1 steps behind it. No run waits for another.
+#include "conv_tile.cuh"
+
+constexpr int RUNS = 8;   // of a block, a warp each
+constexpr int THREADS = WARP * RUNS;
+constexpr int STEPS = 4;  // of a run that are taken together
+constexpr int PAST = K - 1;
+
+struct Inputs {
+  Tensor<const Element> x;             // (b l d)
+  Tensor<const void> weight, bias;     // (d k), (d)
+  Tensor<const Element> initial;       // (s k-1 d)
+  Tensor<const int> bounds;
+  long long sequences, length, channels, run, walks;  // steps of a run, blocks that walk
+};
+
+struct ForwardArguments {
+  Inputs in;
+  Element *y, *final_state;  // (b l d), (s k-1 d)
+};
+
+struct BackwardArguments {
+  Inputs in;
+  Tensor<const Element> dy, dfinal;
+  Element *dx, *dinitial;
+  Real* partial;  // (walks / blocks across, k+1, d): the gradients of the taps and of the bias, a row every RUNS runs
+};
+
+struct Sequence {
+  long long index, begin, end;
+};
+
+// What the warp is to do: blocks vary fastest along d, then along l.
+struct Place {
+  long long row, part, begin, end, channel;
+  int columns;
+
+  __device__ Place(const Inputs& in) {
+    const long long across = (in.channels + WARP * VECTOR - 1) / (WARP * VECTOR);
+    const long long along = (in.length + RUNS * in.run - 1) / (RUNS * in.run);
+    part = blockIdx.x / across;
+    row = part / along;
+    begin = (part % along * RUNS + threadIdx.x / WARP) * in.run;
+    begin = begin < in.length ? begin : in.length;
+    end = begin + in.run < in.length ? begin + in.run : in.length;
+    channel = (blockIdx.x % across * WARP + threadIdx.x % WARP) * VECTOR;
+    columns = in.channels - channel < VECTOR ? (int)(in.channels - channel) : VECTOR;
+  }
+};
+
+__device__ __forceinline__ Sequence sequence(const Inputs& in, long long index) {
+  if (!in.bounds.data) return {index, 0, in.length};
+  return {index, *in.bounds.row(index), *in.bounds.row(index + 1)};
+}
+
+// The sequence that step t lies in: the last one that begins there or before, which is not empty.
+__device__ __forceinline__ Sequence sequence_at(const Inputs& in, long long row, long long t) {
+  if (!in.bounds.data) return sequence(in, row);
+  long long low = 0, high = in.sequences - 1;
+  while (low < high) {
+    const long long middle = (low + high + 1) / 2;
+    if (*in.bounds.row(middle) <= t) low = middle;
+    else high = middle - 1;
+  }
+  return sequence(in, low);
+}
+
+// Input t of a sequence; the state holds those before its first, and zeros are there without one.
+__device__ __forceinline__ Short input(const Inputs& in, const Sequence& s, long long row, long long t, long long d, int columns) {
+  if (t >= s.begin) return fetch(in.x.at(row, t, d), in.x.stride[2], columns);
+  if (!in.initial.data) return {};
+  return fetch(in.initial.at(s.index, PAST + t - s.begin, d), in.initial.stride[2], columns);
+}
+
+// STEPS steps of a tensor (b l d) on their way from memory; zeros past the last one.
+struct Chunk {
+  Short four[STEPS];
+
+  __device__ __forceinline__ void load(const Element* from, const long long* stride, int steps, int columns) {
+#pragma unroll
+    for (int i = 0; i < STEPS; ++i) {
+      four[i] = {};
+      if (i < steps) four[i] = fetch(from + i * stride[1], stride[2], columns);
+    }
+  }
+};
+
+// The last K numbers of something at each of STEPS steps; the first PAST are those before the chunk.
+struct Window {
+  Four at[PAST + STEPS];
+
+  __device__ __forceinline__ void shift() {
+#pragma unroll UNROLLED
+    for (int j = 0; j < PAST; ++j) at[j] = at[j + STEPS];
+  }
+};
+
+__device__ __forceinline__ void before(Window& x, const Inputs& in, const Place& place, const Sequence& s, long long t) {
+#pragma unroll UNROLLED
+  for (int j = 0; j < PAST; ++j) x.at[j] = widen(input(in, s, place.row, t - PAST + j, place.channel, place.columns));
+}
+
+// Steps t to stop, all of one sequence.
+__device__ __forceinline__ void walk(const ForwardArguments& a, const Place& place, const Sequence& s, const Taps& taps, long long t, long long stop) {
+  const Inputs& in = a.in;
+  const int count = (int)(stop - t);
+  const Element* from = in.x.at(place.row, t, place.channel);
+  Element* to = a.y + (place.row * in.length + t) * in.channels + place.channel;
+  Window x;
+  Chunk next;
+  before(x, in, place, s, t);
+  next.load(from, in.x.stride, count, place.columns);
+#pragma unroll 1
+  for (int e = 0; e < count; e += STEPS) {
+#pragma unroll
+    for (int i = 0; i < STEPS; ++i) x.at[PAST + i] = widen(next.four[i]);
+    from += STEPS * in.x.stride[1];
+    next.load(from, in.x.stride, count - e - STEPS, place.columns);
+#pragma unroll
+    for (int i = 0; i < STEPS; ++i)
+      if (e + i < count) keep(to + i * in.channels, narrow(activated(taps.filter(x.at + i))), place.columns);
+    x.shift();
+    to += STEPS * in.channels;
+  }
+}
+
+// The last K - 1 inputs of each sequence, a thread for four channels.
+__device__ __forceinline__ void keep_last(const ForwardArguments& a, long long index) {
+  const Inputs& in = a.in;
+  const long long fours = (in.channels + VECTOR - 1) / VECTOR, d = index % fours * VECTOR;
+  if (index / fours >= in.sequences) return;
+  const Sequence s = sequence(in, index / fours);
+  const int columns = in.channels - d < VECTOR ? (int)(in.channels - d) : VECTOR;
+  for (int j = 0; j < PAST; ++j)
+    keep(a.final_state + (s.index * PAST + j) * in.channels + d, input(in, s, in.bounds.data ? 0 : s.index, s.end - PAST + j, d, columns), columns);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) conv_forward(const ForwardArguments a) {
+  if (blockIdx.x >= a.in.walks) return keep_last(a, (blockIdx.x - a.in.walks) * THREADS + threadIdx.x);
+  const Place place(a.in);
+  if (place.columns <= 0) return;
+  Taps taps;
+  taps.load(a.in.weight, a.in.bias, place.channel, place.columns);
+  for (long long t = place.begin; t < place.end;) {
+    const Sequence s = sequence_at(a.in, place.row, t);
+    const long long stop = s.end < place.end ? s.end : place.end;
+    walk(a, place, s, taps, t, stop);
+    t = stop;
+  }
+}
+
+// What a thread adds up of the gradients of its taps and bias.
+struct Sums {
+  Four tap[K + 1];
+};
+
+// The gradient before the activation, from that of y and the value there.
+__device__ __forceinline__ Four before_activation(const Short& dy, const Four& value) {
+  Four grad = widen(dy);
+#pragma unroll
+  for (int c = 0; c < VECTOR; ++c) {
+    const Real gate = sigmoid(value.at[c]);
+    if (SILU) grad.at[c] *= gate * (1 + value.at[c] * (1 - gate));
+  }
+  return grad;
+}
+
+__device__ __forceinline__ void add(Sums& sums, const Four& grad, const Four* window) {
+#pragma unroll
+  for (int c = 0; c < VECTOR; ++c) {
+    sums.tap[K].at[c] += grad.at[c];
+#pragma unroll UNROLLED
+    for (int j = 0; j < K; ++j) sums.tap[j].at[c] += grad.at[c] * window[j].at[c];
+  }
+}
+
+// Steps t to stop of one sequence. Step e of these decides on the gradient of the input PAST before it: so PAST steps
+// more are taken, of which those behind the sequence's last give nothing but the final state's gradient.
+__device__ __forceinline__ void retreat(const BackwardArguments& a, const Place& place, const Sequence& s, const Taps& taps, long long t, long long stop, Sums& sums) {
+  const Inputs& in = a.in;
+  const int count = (int)(stop - t), inside = s.end - t < count + PAST ? (int)(s.end - t) : count + PAST;
+  const bool first = t == s.begin && a.dinitial;
+  const Element *x_from = in.x.at(place.row, t, place.channel), *dy_from = a.dy.at(place.row, t, place.channel);
+  Element* const dx = a.dx + (place.row * in.length + t) * in.channels + place.channel;
+  Element* const dinitial = a.dinitial + s.index * PAST * in.channels + place.channel;
+  Window x, grads = {};
+  before(x, in, place, s, t);
+#pragma unroll 1
+  for (int e = 0; e < count + PAST; e += STEPS) {
+    Chunk inputs, dy;
+    inputs.load(x_from, in.x.stride, inside - e, place.columns);
+    dy.load(dy_from, a.dy.stride, inside - e, place.columns);
+    x_from += STEPS * in.x.stride[1];
+    dy_from += STEPS * a.dy.stride[1];
+#pragma unroll
+    for (int i = 0; i < STEPS; ++i) {
+      x.at[PAST + i] = widen(inputs.four[i]);
+      grads.at[PAST + i] = {};
+      if (e + i < inside) grads.at[PAST + i] = before_activation(dy.four[i], taps.filter(x.at + i));
+      if (e + i < count) add(sums, grads.at[PAST + i], x.at + i);
+    }
+#pragma unroll
+    for (int i = 0; i < STEPS; ++i) {
+      const int target = e + i - PAST;
+      if (target >= count || (target < 0 && !first)) continue;
+      Four sum = {};
+      if (e + i >= inside) sum = widen(fetch(a.dfinal.at(s.index, e + i - inside, place.channel), a.dfinal.stride[2], place.columns));
+#pragma unroll UNROLLED
+      for (int j = 0; j < K; ++j)
+#pragma unroll
+        for (int c = 0; c < VECTOR; ++c) sum.at[c] += taps.weight[j].at[c] * grads.at[PAST + i - j].at[c];
+      keep(target < 0 ? dinitial + (target + PAST) * in.channels : dx + target * in.channels, narrow(sum), place.columns);
+    }
+    x.shift();
+    grads.shift();
+  }
+}
+
+// An empty sequence hands its state on, and so its gradient.
+__device__ __forceinline__ void hand_back(const BackwardArguments& a, long long index) {
+  const Inputs& in = a.in;
+  const long long fours = (in.channels + VECTOR - 1) / VECTOR, d = index % fours * VECTOR;
+  if (index / fours >= in.sequences) return;
+  const Sequence s = sequence(in, index / fours);
+  const int columns = in.channels - d < VECTOR ? (int)(in.channels - d) : VECTOR;
+  for (int j = 0; j < PAST && s.begin == s.end; ++j)
+    keep(a.dinitial + (s.index * PAST + j) * in.channels + d, fetch(a.dfinal.at(s.index, j, d), a.dfinal.stride[2], columns), columns);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2) conv_backward(const BackwardArguments a) {
+  __shared__ Four share[RUNS][WARP];
+  if (blockIdx.x >= a.in.walks) return hand_back(a, (blockIdx.x - a.in.walks) * THREADS + threadIdx.x);
+  const Place place(a.in);
+  const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+  Sums sums = {};
+  if (place.columns > 0) {
+    Taps taps;
+    taps.load(a.in.weight, a.in.bias, place.channel, place.columns);
+    for (long long t = place.begin; t < place.end;) {
+      const Sequence s = sequence_at(a.in, place.row, t);
+      const long long stop = s.end < place.end ? s.end : place.end;
+      retreat(a, place, s, taps, t, stop, sums);
+      t = stop;
+    }
+  }
+#pragma unroll UNROLLED
+  for (int j = 0; j <= K; ++j) {
+    share[warp][lane] = sums.tap[j];
+    __syncthreads();
+    // The warps take turns, and each adds up in the order of the runs.
+    if (warp == j % RUNS && place.columns > 0) {
+      Four sum = {};
+      for (int w = 0; w < RUNS; ++w)
+#pragma unroll
+        for (int c = 0; c < VECTOR; ++c) sum.at[c] += share[w][lane].at[c];
+      for (int c = 0; c < place.columns; ++c) a.partial[(place.part * (K + 1) + j) * a.in.channels + place.channel + c] = sum.at[c];
+    }
+    __syncthreads();
+  }
+}

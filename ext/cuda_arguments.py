@@ -1,0 +1,42 @@
+"""How tensors travel to the CUDA kernels: as a pointer and a stride an axis, and whether they can be read in fours."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+FOUR = 4  # neighbours that a thread reads at once
+
+
+def plain(tensor: Tensor | None) -> Tensor | None:
+    """The tensor, with what torch has put off (a change of sign) done in memory."""
+    return tensor.resolve_neg() if tensor is not None and tensor.is_neg() else tensor
+
+
+def tensor(given: Tensor | None) -> tuple[int, ...]:
+    """`Tensor` of common.cuh: the data and three strides, zeros for the axes that there are not."""
+    if given is None:
+        return 0, 0, 0, 0
+    strides = given.stride()
+    return given.data_ptr(), *strides, *(0,) * (3 - len(strides))
+
+
+def pointer(given: Tensor | None) -> int:
+    """Where the data lies; 0 for None."""
+    return 0 if given is None else given.data_ptr()
+
+
+def in_fours(given: Tensor | None, count: int = FOUR) -> bool:
+    """Whether every row of a tensor can be read `count` neighbours at a time; an absent one can."""
+    if given is None:
+        return True
+    *outer, inner = given.stride()
+    return (
+        inner == 1
+        and given.shape[-1] % count == 0
+        and _multiples(outer, count)
+        and given.data_ptr() % min(16, count * given.element_size()) == 0
+    )
+
+
+def _multiples(strides: Sequence[int], count: int) -> bool:
+    return not any(stride % count for stride in strides)

@@ -1,0 +1,152 @@
+"""The convolution of the CUDA backend: cuts l into runs, allocates the results and launches the kernels of csrc."""
+
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from . import cuda_launch
+from .cuda_arguments import FOUR, in_fours, plain, pointer, tensor
+from .cuda_geometry import WARP, Defines, element
+from .nvrtc import Variant
+
+RUNS = 8  # of a block, a warp each (conv.cu)
+THREADS = WARP * RUNS
+STEPS = 4  # of a run that are taken together
+LONGEST = 32  # steps of a run: the longer, the fewer partial sums, and the fewer warps
+WARPS = 32  # that are to walk on a multiprocessor at once
+SUM_THREADS = 8 * WARP  # of sum_parts.cu, for WARP results
+
+
+def conv_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    activation: str,
+) -> tuple[Tensor, Tensor]:
+    """As `reference.conv_forward`."""
+    call = _Call(x, weight, bias, initial_state, cu_seqlens, activation)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    final_state = torch.empty(call.state, dtype=x.dtype, device=x.device)
+    defines = call.defines(in_fours(call.x) and in_fours(call.initial))
+    kernel = cuda_launch.kernel(x.device, "conv.cu", "conv_forward", defines)
+    blocks = call.walks + call.blocks_of_states()
+    kernel.launch(blocks, THREADS, 0, (*call.words, y.data_ptr(), final_state.data_ptr()))
+    return y, final_state
+
+
+def conv_backward(
+    dy: Tensor,
+    dfinal_state: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    activation: str,
+) -> tuple[Tensor | None, ...]:
+    """As `reference.conv_backward`: the values before the activation are computed again."""
+    call = _Call(x, weight, bias, initial_state, cu_seqlens, activation)
+    dy, dfinal_state = plain(dy), plain(dfinal_state)
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    dinitial = None if initial_state is None else torch.empty(call.state, dtype=x.dtype, device=x.device)
+    partial = call.partial_sums()
+    defines = call.defines(all(map(in_fours, (call.x, call.initial, dy, dfinal_state))))
+    kernel = cuda_launch.kernel(x.device, "conv.cu", "conv_backward", defines)
+    # Only an empty sequence's state is not on any run's way.
+    empty = initial_state is not None and (cu_seqlens is not None or not x.shape[1])
+    words = (*call.words, *tensor(dy), *tensor(dfinal_state), dx.data_ptr(), pointer(dinitial), partial.data_ptr())
+    kernel.launch(call.walks + (call.blocks_of_states() if empty else 0), THREADS, 0, words)
+    return dx, *summed(partial, weight, bias), dinitial
+
+
+def summed(partial: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The sums of (parts taps+1 channels) as gradients of weight (channels taps) and of bias (channels), in their dtype.
+
+    One of them may be None; without weight there are no taps.
+    """
+    like = bias if weight is None else weight
+    assert like is not None
+    parts, rows, channels = partial.shape
+    matrix = None if weight is None else torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    vector = None if bias is None else torch.empty(channels, dtype=bias.dtype, device=bias.device)
+    defines = _sum_defines(partial.dtype, like.dtype)
+    kernel = cuda_launch.kernel(partial.device, "sum_parts.cu", "sum_parts", defines)
+    words = (partial.data_ptr(), pointer(matrix), pointer(vector), parts, rows - 1, channels)
+    kernel.launch(-(-rows * channels // WARP), SUM_THREADS, 0, words)
+    return matrix, vector
+
+
+def variants() -> Iterator[Variant]:
+    """What is compiled ahead of time: the released models' convolution, and what the self-test asks."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for name in ("conv_forward", "conv_backward"):
+            yield Variant("conv.cu", name, _defines(dtype, 4, True, dtype == torch.float32, True))
+        yield Variant("sum_parts.cu", "sum_parts", _sum_defines(torch.float32, dtype))
+    for silu in (False, True):
+        for name in ("conv_forward", "conv_backward"):
+            yield Variant("conv.cu", name, _defines(torch.float32, 4, silu, True, False))
+
+
+class _Call:
+    """One call of the convolution: what it was given, and the words that its kernels begin with."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        initial_state: Tensor | None,
+        cu_seqlens: Tensor | None,
+        activation: str,
+    ) -> None:
+        self.x, self.weight, self.bias, self.initial = plain(x), plain(weight), plain(bias), plain(initial_state)
+        self.silu = activation == "silu"
+        b, length, channels = x.shape
+        sequences = b if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        self.state = (sequences, weight.shape[1] - 1, channels)
+        self.across = -(-channels // (WARP * FOUR))
+        run = _run(b * self.across * length, x.device)
+        self.walks = b * self.across * -(-length // (RUNS * run))
+        self.words = (
+            *tensor(self.x), *tensor(self.weight), *tensor(self.bias), *tensor(self.initial), *tensor(cu_seqlens),
+            sequences, length, channels, run, self.walks,
+        )  # fmt: skip
+
+    def defines(self, aligned: bool) -> Defines:
+        """The macros; `aligned` says whether the activations can be read in fours."""
+        weight = self.weight
+        together = weight.is_contiguous() and weight.data_ptr() % min(16, FOUR * weight.element_size()) == 0
+        wide = weight.dtype != self.x.dtype or weight.dtype in (torch.float32, torch.float64)
+        return _defines(self.x.dtype, weight.shape[1], self.silu, wide, aligned and together)
+
+    def blocks_of_states(self) -> int:
+        """Enough for a thread for four channels of each sequence."""
+        sequences, past, channels = self.state
+        return -(-sequences * -(-channels // FOUR) // THREADS) if past else 0
+
+    def partial_sums(self) -> Tensor:
+        """Room for the gradients of taps and bias, a part a block's runs."""
+        _, past, channels = self.state
+        dtype = torch.float64 if self.x.dtype == torch.float64 else torch.float32
+        return torch.empty(self.walks // self.across, past + 2, channels, dtype=dtype, device=self.x.device)
+
+
+def _run(work: int, device: torch.device) -> int:
+    """Steps of a run, a multiple of STEPS: as many as leave every multiprocessor its WARPS; `work` is warps times steps."""
+    share = -(-work // (STEPS * WARPS * cuda_launch.multiprocessors(device)))
+    return STEPS * max(1, min(share, LONGEST // STEPS))
+
+
+@cache
+def _defines(dtype: torch.dtype, k: int, silu: bool, wide: bool, aligned: bool) -> Defines:
+    return element(dtype), ("K", k), ("SILU", int(silu)), ("WIDE", int(wide)), ("ALIGNED", int(aligned))
+
+
+@cache
+def _sum_defines(real: torch.dtype, result: torch.dtype) -> Defines:
+    """Sums of `real` that come out as `result`."""
+    return element(real if real == result else result), ("WIDE", int(real == result))
