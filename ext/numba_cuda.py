@@ -1,6 +1,5 @@
 """The scan of the numba-cuda backend: prepares tensors for its kernels and adds up what they leave in parts."""
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -142,12 +141,3 @@ def _as_gradient(grad: Tensor, tensor: Tensor | None) -> Tensor | None:
         return None
     grad = grad.real if grad.is_complex() and not tensor.is_complex() else grad
     return grad.to(tensor.dtype).resolve_conj().contiguous()
-
-
-def missing() -> str | None:
-    """Why these kernels can't run here; None when they can."""
-    if not torch.cuda.is_available():
-        return "torch finds no CUDA GPU"
-    if find_spec("numba_cuda") is None:
-        return "numba-cuda is not installed"
-    return None

@@ -135,7 +135,7 @@ def conv_inputs(kind: Kind) -> Any:
 @cache
 def conv_state(kind: Kind) -> Any:
     """The final state: of each row the last k - 1 inputs, or what is left of its initial state; blocks are (rows)."""
-    k, channels, zero = kind.k, kind.channels, ELEMENT[kind.dtype](0)
+    k, channels, narrow, zero = kind.k, kind.channels, elements(kind.dtype).narrow, REAL[kind.dtype](0)
 
     @compiled([*codes(kind), (kind.dtype, 3)], kind.channels)
     def kernel(x, weight, bias, initial, bounds, given, final):
@@ -149,7 +149,7 @@ def conv_state(kind: Kind) -> Any:
                 elif given & INITIAL:
                     final[row, j, channel] = initial[row, t - begin + k - 1, channel]
                 else:
-                    final[row, j, channel] = zero
+                    final[row, j, channel] = narrow(zero)
 
     return kernel
 

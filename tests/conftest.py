@@ -10,7 +10,7 @@ import torch
 
 EXT = Path(__file__).parents[1] / "ext"
 # Numba compiles the source of functions on lanes, so the hook must not wrap them.
-compiled = re.compile(r"^ *(from|import) (numba|llvmlite|\.lanes|\.lane_math)\b", re.MULTILINE)
+compiled = re.compile(r"^ *(from|import) (numba|llvmlite|\.lanes|\.lane_math|\.numba_cuda_arrays)\b", re.MULTILINE)
 checked = [f"mambalab.ext.{file.stem}" for file in EXT.glob("*.py") if not compiled.search(file.read_text("utf-8"))]
 jaxtyping.install_import_hook([*checked, "mambalab.models"], "beartype.beartype")
 torch.set_num_threads(2)
