@@ -11,7 +11,7 @@ from .cuda_geometry import CHECKPOINT, MOST_STATES, WARP, Geometry, backward_geo
 from .nvrtc import Variant
 
 CARRY_THREADS = 128
-SUM_THREADS = 8 * WARP  # of scan_sum.cu, for WARP results
+SUM_THREADS = 8 * WARP  # of a block of scan_sum.cu, which takes as many numbers of dB and dC, or WARP of the rest
 
 
 def scan_forward(
@@ -197,7 +197,7 @@ class _Call:
             parameters.data_ptr(), dA.data_ptr(), *by_rank[2], dD.data_ptr(), dbias.data_ptr(),
             parameters.shape[0], self.channels,
         ]  # fmt: skip
-        blocks = -(-rows * selective * padded // WARP) + -(-parameters.shape[1] // WARP)
+        blocks = -(-rows * selective * padded // SUM_THREADS) + -(-parameters.shape[1] // WARP)
         kernel = cuda_launch.kernel(self.u.device, "scan_sum.cu", "scan_sum", (element(self.u.dtype),))
         kernel.launch(blocks, SUM_THREADS, 0, words)
         return dA, dB, dC, dD, dbias

@@ -22,6 +22,7 @@ class Geometry:
 
     states    of a channel that a thread keeps in registers
     groups    warps of a block, which share a channel's states out among them
+    helpers   more warps, which move tiles meanwhile
     lanes     channels of a thread
     blocks    that are to share a multiprocessor, which bounds a thread's registers
     shortest  steps below which no segment is cut
@@ -30,6 +31,7 @@ class Geometry:
 
     states: int
     groups: int
+    helpers: int
     lanes: int
     blocks: int
     shortest: int
@@ -49,7 +51,7 @@ class Geometry:
     @property
     def threads(self) -> int:
         """Of a block."""
-        return WARP * self.groups
+        return WARP * (self.groups + self.helpers)
 
 
 @lru_cache(maxsize=None)
@@ -67,10 +69,10 @@ def forward_geometry(
     steps = _longest(shared)
     blocks = _blocks(groups)
     return Geometry(
-        states=states, groups=groups, lanes=1, blocks=blocks, shortest=4 * steps, shared=shared(steps),
+        states=states, groups=groups, helpers=_helpers(groups), lanes=1, blocks=blocks, shortest=4 * steps, shared=shared(steps),
         defines=(
             *_common(dtype, zoh, static_B, static_C, aligned),
-            ("STATES", states), ("GROUPS", groups), ("STEPS", steps), ("UNROLL", UNROLL), ("BLOCKS", blocks),
+            ("STATES", states), ("GROUPS", groups), ("HELPERS", _helpers(groups)), ("STEPS", steps), ("UNROLL", UNROLL), ("BLOCKS", blocks),
         ),
     )  # fmt: skip
 
@@ -92,10 +94,10 @@ def states_geometry(
     steps = _longest(shared, shortest=CHECKPOINT)
     blocks = _blocks(groups)
     return Geometry(
-        states=states, groups=groups, lanes=1, blocks=blocks, shortest=4 * steps, shared=shared(steps),
+        states=states, groups=groups, helpers=_helpers(groups), lanes=1, blocks=blocks, shortest=4 * steps, shared=shared(steps),
         defines=(
             *_common(dtype, zoh, static_B, static_C, aligned),
-            ("STATES", states), ("GROUPS", groups), ("STEPS", steps), ("UNROLL", UNROLL), ("BLOCKS", blocks),
+            ("STATES", states), ("GROUPS", groups), ("HELPERS", _helpers(groups)), ("STEPS", steps), ("UNROLL", UNROLL), ("BLOCKS", blocks),
             ("REVERSE", int(reverse)), ("CHECKPOINT", CHECKPOINT if checkpoint else 0),
         ),
     )  # fmt: skip
@@ -107,15 +109,13 @@ def backward_geometry(
 ) -> Geometry:
     """The backward kernel's (scan_backward.cu)."""
     states, groups = _states(n)
-    lanes = 2 if n <= 16 and channels > WARP and dtype != torch.float64 else 1
-    part, finish = 4 if n <= 16 else 2, 8
+    lanes, part, finish, blocks = _backward_tiling(dtype, n, channels)
     width, padded, size = WARP * lanes, _padded(states, groups), _real_size(dtype)
     selective = (not static_B) + (not static_C)
     rows = sum(1 if static else CHECKPOINT for static in (static_B, static_C))
     across = WARP * (part * selective * states + 4) if selective else 4
-    blocks = 1 if size == 8 else 3 if groups <= 4 else 2
     return Geometry(
-        states=states, groups=groups, lanes=lanes, blocks=blocks, shortest=8 * CHECKPOINT,
+        states=states, groups=groups, helpers=0, lanes=lanes, blocks=blocks, shortest=8 * CHECKPOINT,
         shared=size * (
             3 * CHECKPOINT * width + rows * padded
             + (3 + zoh) * groups * finish * width
@@ -140,9 +140,20 @@ def _states(n: int) -> tuple[int, int]:
     return states, -(-n // states)
 
 
+def _backward_tiling(dtype: torch.dtype, n: int, channels: int) -> tuple[int, int, int, int]:
+    """LANES, PART, FINISH and BLOCKS of the backward kernel."""
+    wide = dtype == torch.float64
+    lanes = 2 if n <= 16 and channels > WARP and not wide else 1
+    return lanes, 4 if n <= 16 else 2, 8, 1 if wide else 3 if n <= 16 else 2
+
+
 def _padded(states: int, groups: int) -> int:
     """Columns of a tile of B or C, which is read in fours."""
     return -(-states * groups // 4) * 4
+
+
+def _helpers(groups: int) -> int:
+    return max(1, groups // 2)
 
 
 def _blocks(groups: int) -> int:

@@ -10,6 +10,7 @@
 //
 // Sums over n are finished by all warps together, a part at a time; sums over d by each warp for its own states, and
 // left to scan_sum.cu for each block of channels; sums over l likewise for each segment.
+#define HELPERS 0
 #include "scan_tile.cuh"
 
 struct Arguments {

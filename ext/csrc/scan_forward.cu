@@ -92,14 +92,42 @@ __device__ __forceinline__ void finish(const Arguments& a, const Place& place, c
   }
 }
 
+// The helpers' side: while a tile is walked, the sums of the one before become outputs and the one after is made ready.
+__device__ __forceinline__ void serve(const Arguments& a, const Place& place, Shared& shared) {
+  const Inputs& in = a.in;
+  const int column = place.channel + Fetched<CHANNELS>::column(0);
+  const Pack<Real, VECTOR> bias = per_channel(in.bias, column, in.channels), D = per_channel(in.D, column, in.channels);
+  Raw raw;
+  Fetched<CHANNELS> u, z;
+  raw.load(in, place, place.part.begin);
+  raw.write(shared.tile[0], bias, place.steps_from(place.part.begin), in.with_softplus);
+  if (place.part.begin + STEPS < place.part.end) raw.load(in, place, place.part.begin + STEPS);
+  __syncthreads();
+  int k = 0;
+  for (long long t = place.part.begin; t < place.part.end; t += STEPS, k ^= 1) {
+    const long long before = t - STEPS, next = t + STEPS;
+    if (before >= place.part.begin) finish(a, place, shared.partial[k ^ 1], before, u, z, D);
+    const int columns = place.columns(in);
+    u.load(in.u.at(place.row, t, place.channel), in.u.stride, place.steps_from(t), columns);
+    if (in.z.data) z.load(in.z.at(place.row, t, place.channel), in.z.stride, place.steps_from(t), columns);
+    if (next < place.part.end) raw.write(shared.tile[k ^ 1], bias, place.steps_from(next), in.with_softplus);
+    if (next + STEPS < place.part.end) raw.load(in, place, next + STEPS);
+    __syncthreads();
+    if (next >= place.part.end) finish(a, place, shared.partial[k], t, u, z, D);
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(const Arguments a) {
   DYNAMIC_SHARED(bytes);
   Shared& shared = *(Shared*)bytes;
   const Inputs& in = a.in;
   const Place place(in, blockIdx.x);
+  if (threadIdx.x >= WALKERS) {
+    serve(a, place, shared);
+    return;
+  }
   const long long d = place.channel + threadIdx.x % WARP;
-  const int n0 = threadIdx.x / WARP * STATES;
-
+  const int group = threadIdx.x / WARP, n0 = group * STATES;
   States A, B, C, h;
   A.load(in.A, d, n0, in);
   A.scale((Real)LOG2_E);
@@ -110,25 +138,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(const
     h.load_row(a.carried, place.sequence * in.segments + place.segment, d, n0, in);
   else if (in.initial.data)
     h.load_row(in.initial, place.sequence, d, n0, in);
-
-  const int column = place.channel + Fetched<CHANNELS>::column(0);
-  const Pack<Real, VECTOR> bias = per_channel(in.bias, column, in.channels), D = per_channel(in.D, column, in.channels);
-  Raw raw;
-  Fetched<CHANNELS> u, z;
-  raw.load(in, place, place.part.begin);
-  raw.write(shared.tile[0], bias, place.steps_from(place.part.begin), in.with_softplus);
+  // One barrier a tile: behind it this tile's sums are whole, and the next tile is ready to be walked.
   __syncthreads();
   int k = 0;
   for (long long t = place.part.begin; t < place.part.end; t += STEPS, k ^= 1) {
-    const long long next = t + STEPS;
-    u = raw.u;
-    if (in.z.data) z.load(in.z.at(place.row, t, place.channel), in.z.stride, place.steps_from(t), place.columns(in));
-    if (next < place.part.end) raw.load(in, place, next);
-    walk(shared.tile[k], shared.partial[k][threadIdx.x / WARP], A, B, C, h);
-    if (next < place.part.end) raw.write(shared.tile[k ^ 1], bias, place.steps_from(next), in.with_softplus);
-    // One barrier a tile: behind it this tile's sums are whole, and the next tile is ready to be walked.
+    walk(shared.tile[k], shared.partial[k][group], A, B, C, h);
     __syncthreads();
-    finish(a, place, shared.partial[k], t, u, z, D);
   }
   if (place.segment == in.segments - 1) h.store(a.final_state, place.sequence, d, n0, in);
 }

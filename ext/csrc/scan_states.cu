@@ -94,17 +94,38 @@ __device__ __forceinline__ void keep(const Arguments& a, const Place& place, lon
 }
 #endif
 
+// The tile that is the m-th to be walked begins here.
+__device__ __forceinline__ long long tile_begin(const Place& place, long long tiles, long long m) {
+  return place.part.begin + (REVERSE ? tiles - 1 - m : m) * STEPS;
+}
+
+// The helpers' side: while a tile is walked, the next is made ready.
+__device__ __forceinline__ void serve(const Arguments& a, const Place& place, Shared& shared, long long tiles) {
+  const Pack<Real, VECTOR> bias = per_channel(a.in.bias, place.channel + Fetched<CHANNELS>::column(0), a.in.channels);
+  Raw raw;
+  if (tiles) raw.load(a, place, tile_begin(place, tiles, 0));
+  for (long long m = 0; m < tiles; ++m) {
+    raw.write(a.in, shared.tile[m & 1], bias, place.steps_from(tile_begin(place, tiles, m)));
+    if (m + 1 < tiles) raw.load(a, place, tile_begin(place, tiles, m + 1));
+    __syncthreads();
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_states(const Arguments a) {
   DYNAMIC_SHARED(bytes);
   Shared& shared = *(Shared*)bytes;
   const Inputs& in = a.in;
   const Place place(in, blockIdx.x);
-  const long long d = place.channel + threadIdx.x % WARP;
-  const int group = threadIdx.x / WARP, n0 = group * STATES;
   const long long last = REVERSE ? 0 : in.segments - 1, first = in.segments - 1 - last;
   // Nobody asks what the last segment to be walked leaves behind.
   if (place.segment == last && !CHECKPOINT) return;
-
+  const long long tiles = (place.part.end - place.part.begin + STEPS - 1) / STEPS;
+  if (threadIdx.x >= WALKERS) {
+    serve(a, place, shared, tiles);
+    return;
+  }
+  const long long d = place.channel + threadIdx.x % WARP;
+  const int group = threadIdx.x / WARP, n0 = group * STATES;
   States A, fixed, h;
   A.load(in.A, d, n0, in);
   A.scale((Real)LOG2_E);
@@ -113,26 +134,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_states(const 
   const Tensor<const void>& start = REVERSE ? a.dfinal : in.initial;
   if (place.segment == first && start.data) h.load_row(start, place.sequence, d, n0, in);
   Real sum = 0;
-
-  const Pack<Real, VECTOR> bias = per_channel(in.bias, place.channel + Fetched<CHANNELS>::column(0), in.channels);
-  const long long tiles = (place.part.end - place.part.begin + STEPS - 1) / STEPS;
-  Raw raw;
-  int k = 0;
-  for (long long m = 0; m <= tiles; ++m, k ^= 1) {
-    // The tile before is walked while this one is on its way.
-    const long long tile = REVERSE ? tiles - 1 - m : m, t = place.part.begin + tile * STEPS;
-    if (m < tiles) raw.load(a, place, t);
-    if (m) {
-#pragma unroll 1
-      for (int at = 0; at < STEPS; at += UNROLL) {
-#if CHECKPOINT
-        if (at % CHECKPOINT == 0) keep(a, place, t - STEPS + at, d, group, h, sum);
-#endif
-        walk(shared.tile[k ^ 1], REVERSE ? STEPS - UNROLL - at : at, A, fixed, h, sum);
-      }
-    }
-    if (m < tiles) raw.write(in, shared.tile[k], bias, place.steps_from(t));
+  for (long long m = 0; m < tiles; ++m) {
+    // The helpers fill the other tile once everybody has come by here, which is when that one has been walked.
     __syncthreads();
+#pragma unroll 1
+    for (int at = 0; at < STEPS; at += UNROLL) {
+#if CHECKPOINT
+      if (at % CHECKPOINT == 0) keep(a, place, tile_begin(place, tiles, m) + at, d, group, h, sum);
+#endif
+      walk(shared.tile[m & 1], REVERSE ? STEPS - UNROLL - at : at, A, fixed, h, sum);
+    }
   }
   if (place.segment == last) return;
   const long long index = place.sequence * in.segments + place.segment;

@@ -1,7 +1,6 @@
 // The last sums of the scan's gradients: of B and C over blocks of channels, of the parameters over sequences and segments.
 //
-// A block takes WARP neighbouring results; its SLICES warps share out the terms of each, every SLICES-th one, and their
-// sums are added in order, so the result does not depend on which is ready first.
+// Every sum is taken in an order that depends on nothing but how many terms there are.
 #include "common.cuh"
 
 constexpr int SLICES = 8;
@@ -20,6 +19,7 @@ struct Arguments {
   long long segments, channels;
 };
 
+// Many terms of few results: the slices share them out.
 __device__ __forceinline__ Real total(const Real* terms, long long count, long long apart, bool mine, Real (*share)[WARP]) {
   const int slice = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   Real sum = 0;
@@ -34,16 +34,23 @@ __device__ __forceinline__ Real total(const Real* terms, long long count, long l
   return sum;
 }
 
+// Few terms of many results: a thread takes all the terms of its own.
+__device__ __forceinline__ void sum_matrices(const Arguments& a, long long selective, long long index) {
+  const long long matrix = a.rows * selective * a.padded;
+  if (index >= matrix) return;
+  Real sum = 0;
+#pragma unroll 8
+  for (long long k = 0; k < a.blocks; ++k) sum += a.matrices[k * matrix + index];
+  const long long n = index % a.padded, kind = index / a.padded % selective, row = index / a.padded / selective;
+  if (n < a.n) (a.dB && kind == 0 ? a.dB : a.dC)[row * a.n + n] = narrow(sum);
+}
+
 extern "C" __global__ void __launch_bounds__(WARP * SLICES) scan_sum(const Arguments a) {
   __shared__ Real share[SLICES][WARP];
-  const bool first = threadIdx.x < WARP;
-  const long long selective = (a.dB ? 1 : 0) + (a.dC ? 1 : 0), matrix = a.rows * selective * a.padded;
-  const long long matrix_blocks = (matrix + WARP - 1) / WARP;
+  const long long selective = (a.dB ? 1 : 0) + (a.dC ? 1 : 0), threads = WARP * SLICES;
+  const long long matrix_blocks = (a.rows * selective * a.padded + threads - 1) / threads;
   if (blockIdx.x < matrix_blocks) {
-    const long long index = (long long)blockIdx.x * WARP + threadIdx.x % WARP;
-    const Real sum = total(a.matrices + index, a.blocks, matrix, index < matrix, share);
-    const long long n = index % a.padded, kind = index / a.padded % selective, row = index / a.padded / selective;
-    if (first && index < matrix && n < a.n) (a.dB && kind == 0 ? a.dB : a.dC)[row * a.n + n] = narrow(sum);
+    sum_matrices(a, selective, blockIdx.x * threads + threadIdx.x);
     return;
   }
   const long long count = a.channels * a.n;
@@ -54,7 +61,7 @@ extern "C" __global__ void __launch_bounds__(WARP * SLICES) scan_sum(const Argum
   long long index = (blockIdx.x - matrix_blocks) * WARP + threadIdx.x % WARP;
   const Real sum = total(a.parameters + index, a.segments, all, index < all, share);
   for (const Result& result : results) {
-    if (first && index >= 0 && index < result.count && result.data) ((Real*)result.data)[index] = sum;
+    if (threadIdx.x < WARP && index >= 0 && index < result.count && result.data) ((Real*)result.data)[index] = sum;
     index -= result.count;
   }
 }

@@ -6,11 +6,15 @@
 #pragma once
 #include "common.cuh"
 
-// Given as macros: STATES of a thread, GROUPS warps, STEPS of a tile, UNROLL steps in flight, LANES channels of a thread,
-// BLOCKS that share a multiprocessor. ZOH, STATIC_B, STATIC_C are 0 or 1, and so is ALIGNED: every row of every tensor
-// can be read in fours.
+// Given as macros: STATES of a thread, GROUPS warps, HELPERS more warps, STEPS of a tile, UNROLL steps in flight, LANES
+// channels of a thread, BLOCKS that share a multiprocessor. ZOH, STATIC_B, STATIC_C are 0 or 1, and so is ALIGNED: every
+// row of every tensor can be read in fours.
 constexpr int CHANNELS = WARP * LANES;
-constexpr int THREADS = WARP * GROUPS;
+constexpr int WALKERS = WARP * GROUPS;
+constexpr int THREADS = WALKERS + WARP * HELPERS;
+// Who moves the tiles: the helpers, which work on the tiles before and after while one is walked, or else everybody.
+constexpr int MOVERS = HELPERS ? WARP * HELPERS : THREADS;
+constexpr int FIRST_MOVER = HELPERS ? WALKERS : 0;
 constexpr int VECTOR = 4;
 // Segments begin at multiples of it, whatever the tile of the kernel at hand, so that all kernels cut alike.
 constexpr int GRAIN = 32;
@@ -67,17 +71,18 @@ __device__ __forceinline__ long long checkpoint_slot(const Inputs& in, const Pla
 }
 #endif
 
-// A tile of a tensor (b l columns) on its way from memory: thread i holds every THREADS-th four from the i-th on.
+// A tile of a tensor (b l columns) on its way from memory: mover i holds every MOVERS-th four from the i-th on.
 template <int COLUMNS, int ROWS = STEPS>
 struct Fetched {
   static constexpr int ALONG = COLUMNS / VECTOR;
   static constexpr int FOURS = ROWS * ALONG;
-  static constexpr int COUNT = (FOURS + THREADS - 1) / THREADS;
+  static constexpr int COUNT = (FOURS + MOVERS - 1) / MOVERS;
   Pack<Element, VECTOR> four[COUNT];
 
-  __device__ __forceinline__ static int step(int r) { return (threadIdx.x + r * THREADS) / ALONG; }
-  __device__ __forceinline__ static int column(int r) { return (threadIdx.x + r * THREADS) % ALONG * VECTOR; }
-  __device__ __forceinline__ static bool mine(int r) { return FOURS % THREADS == 0 || threadIdx.x + r * THREADS < FOURS; }
+  __device__ __forceinline__ static int index(int r) { return (int)threadIdx.x - FIRST_MOVER + r * MOVERS; }
+  __device__ __forceinline__ static int step(int r) { return index(r) / ALONG; }
+  __device__ __forceinline__ static int column(int r) { return index(r) % ALONG * VECTOR; }
+  __device__ __forceinline__ static bool mine(int r) { return FOURS % MOVERS == 0 || index(r) < FOURS; }
 
   // The tile whose first step lies at `from`; zeros from step `steps` and from column `columns` on.
   __device__ __forceinline__ void load(const Element* from, const long long* stride, int steps, int columns) {
