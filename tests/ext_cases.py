@@ -139,8 +139,10 @@ def _with(name: str, op: Callable[..., Any]) -> Callable[..., Any]:
         return op
 
     def call(*given: Any, **named: Any) -> Any:
+        here = [_moved(value, device) for value in given]
         there = {key: _moved(value, device) for key, value in named.items()}
-        outputs = op(*(_moved(value, device) for value in given), **there)
+        _fill_free_memory(device)
+        outputs = op(*here, **there)
         for state in {"conv_state", "scan_state"} & named.keys():
             named[state].copy_(there[state])
         return tuple(_moved(y, "cpu") for y in outputs) if isinstance(outputs, tuple) else _moved(outputs, "cpu")
@@ -150,6 +152,13 @@ def _with(name: str, op: Callable[..., Any]) -> Callable[..., Any]:
 
 def _moved(value: Any, device: str) -> Any:
     return _Move.apply(value, torch.device(device)) if isinstance(value, Tensor) else value
+
+
+def _fill_free_memory(device: str) -> None:
+    """Leave NaN in what torch keeps of freed memory, which is what the next op allocates from."""
+    for size in (2**10, 2**16, 2**20):
+        freed = [torch.full((size,), torch.nan, device=device) for _ in range(8)]
+        del freed
 
 
 def on_device(tensor: Tensor, device: torch.device | str) -> Tensor:

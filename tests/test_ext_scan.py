@@ -12,6 +12,8 @@ from ext_cases import (
     Case,
     amid_nan,
     assert_same,
+    bare_scan,
+    device_of,
     every_backend,
     expected_scan,
     repeated,
@@ -172,9 +174,10 @@ def test_an_empty_sequence_keeps_its_state(backend, bounds):
 
 @every_backend
 def test_outputs_are_fresh_tensors(backend):
-    case = scan_case(length=0)
+    name = usable(backend)
+    case = scan_case(length=0).on(device_of(name))
     state = case.tensors["initial_state"]
-    _, final_state = scan_with(usable(backend))(**case.tensors)
+    _, final_state = bare_scan(name)(**case.tensors)
     assert final_state.data_ptr() != state.data_ptr()
 
 
