@@ -11,6 +11,7 @@ SCANS = {
     "whole": {"length": 67, "d": 37, "n": 17},
     "static": {"length": 33, "d": 5, "n": 16, "selective": "", "discretisation": "zoh"},
     "packed": {"b": 1, "length": 70, "d": 5, "n": 4, "bounds": (0, 33, 33, 70)},
+    "cut": {"b": 1, "length": 300, "d": 5, "n": 4},
     "short": {"length": 33, "d": 40, "n": 64, "dtype": torch.bfloat16},
 }
 CONVS = {

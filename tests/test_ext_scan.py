@@ -27,6 +27,15 @@ from ext_cases import (
 from mambalab.ext import reference, selective_scan
 
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
+# Few channels for many processors: sequences are cut along l where a backend does that.
+LONG = {
+    "whole": {"length": 700},
+    "static": {"length": 700, "selective": "", "discretisation": "zoh"},
+    "few long sequences": {"length": 700, "d": 40, "bounds": (0, 650, 700), "dtype": torch.bfloat16},
+    "many sequences": {"length": 700, "bounds": (0, 3, 3, 250, 699, 700)},
+    "without states": {"length": 1025, "d": 3, "n": 1, "without": ("initial_state",)},
+    "float64": {"length": 300, "n": 17, "dtype": torch.float64},
+}
 
 
 @every_backend
@@ -43,6 +52,21 @@ def test_backend_agrees_with_reference_at_any_length(backend, length, discretisa
 def test_backend_agrees_with_reference_at_any_width(backend, d, n):
     case = scan_case(d=d, n=n, length=5)
     assert_same(case.run(scan_with(usable(backend, n=n))), expected_scan(case), case.dtype)
+
+
+@every_backend
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n", [33, 100, 256])
+def test_many_states_agree(backend, n, dtype):
+    case = scan_case(d=37, n=n, length=19, dtype=dtype)
+    assert_same(case.run(scan_with(usable(backend, n=n))), expected_scan(case), case.dtype)
+
+
+@every_backend
+@pytest.mark.parametrize("settings", LONG.values(), ids=LONG.keys())
+def test_a_long_sequence_of_few_channels_agrees(backend, settings):
+    case = scan_case(b=1, **settings)
+    assert_same(case.run(scan_with(usable(backend))), expected_scan(case), case.dtype)
 
 
 @every_backend
