@@ -28,6 +28,12 @@ COMPILE = (
     f"-I{SHIM}", "-DMAMBALAB_EMULATED=1",
 )  # fmt: skip
 LIBRARIES = ("-lm", "-lc", "-lgcc")
+MOST_THREADS = "1024"
+
+KERNEL = re.compile(
+    r'extern "C" __global__ void\s+(?:__launch_bounds__\((?P<bounds>[^()]*)\)\s*)?'
+    r"(?P<name>\w+)\s*\(\s*const \w+ \w+\s*\)"
+)
 
 _order: tuple[str, int] = ORDERS[0]
 
@@ -98,16 +104,16 @@ def kernel(device: torch.device, source: str, name: str, defines: tuple[tuple[st
 @cache
 def load(source: Path, name: str, defines: tuple[tuple[str, int], ...] = ()) -> Kernel:
     """The kernel `name` of any file; raises RuntimeError with the compiler's words when it doesn't compile."""
-    names = re.findall(r'extern "C" __global__[^;{]*?(\w+)\s*\(\s*const \w+ \w+\s*\)', source.read_text("utf-8"))
-    if name not in names:
-        raise RuntimeError(f"{source.name} has no kernel {name!r}; it has: {', '.join(names)}")
-    return Kernel(_library(source, tuple(names), defines), name)
+    bounds = {found["name"]: found["bounds"] or MOST_THREADS for found in KERNEL.finditer(source.read_text("utf-8"))}
+    if name not in bounds:
+        raise RuntimeError(f"{source.name} has no kernel {name!r}; it has: {', '.join(bounds)}")
+    entries = "".join(f"EMULATED_ENTRY({kernel}, {most})\n" for kernel, most in bounds.items())
+    return Kernel(_library(source, entries, defines), name)
 
 
 @cache
-def _library(source: Path, names: tuple[str, ...], defines: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
+def _library(source: Path, entries: str, defines: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
     _runtime()
-    entries = "".join(f"EMULATED_ENTRY({name})\n" for name in names)
     text = f'#include "shim.h"\n#include "{source}"\n{entries}'
     options = (*CHECKS, f"-I{source.parent}", f"-I{CSRC}", *(f"-D{key}={value}" for key, value in defines))
     return ctypes.PyDLL(str(_compiled(source.stem, text, options, source.parent)))

@@ -99,9 +99,7 @@ def test_lanes_that_do_not_belong_together_are_reported(name, words):
         launched(name, numbers(0), torch.zeros(32))
 
 
-@pytest.mark.parametrize(
-    "grid", [{"blocks": -1}, {"blocks": 2**31}, {"threads": 0}, {"threads": 1025}, {"shared": 300_000}]
-)
+@pytest.mark.parametrize("grid", [{"blocks": -1}, {"blocks": 2**31}, {"threads": 0}, {"shared": 300_000}])
 def test_what_the_driver_refuses_is_refused(grid):
     with pytest.raises(RuntimeError, match="can't launch"):
         launched("outside", numbers(0), numbers(0), **grid)
@@ -120,6 +118,11 @@ def test_an_absent_tensor_is_not_read():
     kernel = cuda_emulator.load(cuda_emulator.SHIM / "toy.cu", "indexed")
     with pytest.raises(RuntimeError, match=r"0x0, which is null .* at .*toy\.cu:\d+"):
         kernel.launch(1, 1, 0, (0, numbers(1).data_ptr(), 0, 0))
+
+
+def test_more_threads_than_the_launch_bounds_are_refused():
+    with pytest.raises(RuntimeError, match="96 threads are more than the 64 of its __launch_bounds__"):
+        launched("block_sum", numbers(96), torch.zeros(1), threads=96)
 
 
 def test_no_blocks_are_no_work():

@@ -242,8 +242,8 @@ static void run_block(unsigned *order) {
 }
 
 extern "C" void emulated_launch(
-    const EmulatedLaunch *launch, long long bytes, void (*kernel)(const void *), unsigned char *first,
-    unsigned char *last) {
+    const EmulatedLaunch *launch, long long bytes, long long most_threads, void (*kernel)(const void *),
+    unsigned char *first, unsigned char *last) {
     now = launch;
     body = kernel;
     failed = false;
@@ -252,8 +252,9 @@ extern "C" void emulated_launch(
     gridDim = {unsigned(launch->blocks), 1, 1};
     if (bytes != 8 * launch->count)
         return fail("the kernel takes %lld words, but %lld came", bytes / 8, launch->count);
-    if (launch->blocks < 1 || launch->blocks > 0x7fffffff || launch->threads < 1 || launch->threads > MOST_THREADS
-        || launch->shared < 0 || launch->shared + (last - first) > MOST_SHARED)
+    if (launch->threads > most_threads)
+        return fail("%lld threads are more than the %lld of its __launch_bounds__", launch->threads, most_threads);
+    if (launch->blocks < 1 || launch->blocks > 0x7fffffff || launch->threads < 1 || launch->threads > MOST_THREADS || launch->shared < 0 || launch->shared + (last - first) > MOST_SHARED)
         return fail("can't launch %lld blocks of %lld threads with %lld bytes of shared memory", launch->blocks,
                     launch->threads, launch->shared);
     unsigned *blocks = static_cast<unsigned *>(malloc(4 * launch->blocks)), threads[MOST_THREADS];

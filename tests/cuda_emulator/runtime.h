@@ -23,7 +23,7 @@ void emulated_syncthreads();
 unsigned long long emulated_exchange(unsigned mask, unsigned long long bits, int source, const char *operation);
 unsigned emulated_ballot(unsigned mask, int predicate);
 void emulated_launch(
-    const EmulatedLaunch *launch, long long bytes, void (*body)(const void *), unsigned char *first,
-    unsigned char *last);
+    const EmulatedLaunch *launch, long long bytes, long long most_threads, void (*body)(const void *),
+    unsigned char *first, unsigned char *last);
 }
 #pragma GCC visibility pop

@@ -179,8 +179,10 @@ inline void emulated_body(const void *words) { kernel(*static_cast<const Argumen
 template <class Arguments>
 Arguments emulated_arguments(void (*)(Arguments));
 
-#define EMULATED_ENTRY(kernel)                                                                                \
+// The entry that Python calls; `most`, the arguments of __launch_bounds__, begins with the most threads of a block.
+#define EMULATED_ENTRY(kernel, most, ...)                                                                     \
     extern "C" __attribute__((visibility("default"))) void kernel##_emulated(const EmulatedLaunch *launch) {  \
         using Arguments = decltype(emulated_arguments(&kernel));                                              \
-        emulated_launch(launch, sizeof(Arguments), emulated_body<Arguments, &kernel>, __bss_start, _end);     \
+        emulated_launch(launch, sizeof(Arguments), most, emulated_body<Arguments, &kernel>, __bss_start,      \
+                        _end);                                                                                \
     }
