@@ -39,7 +39,7 @@ _order: tuple[str, int] = ORDERS[0]
 
 
 class _Launch(ctypes.Structure):
-    """`EmulatedLaunch` of shim.h."""
+    """`EmulatedLaunch` of runtime.h."""
 
     _fields_ = (
         ("words", ctypes.c_void_p),
