@@ -128,8 +128,7 @@ def _added_up(plan: Plan, grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The gradients in the order of the scan's tensors, their parts summed in a fixed order."""
     du, ddelta, dz, dA, dB, dC, dD, dbias, dinitial = grads
     dB, dC = (
-        parts.sum(0 if selective else (0, 1))
-        for selective, parts in ((plan.selective_B, dB), (plan.selective_C, dC))
+        parts.sum(0 if selective else (0, 1)) for selective, parts in ((plan.selective_B, dB), (plan.selective_C, dC))
     )
     if plan.selective_C and plan.is_complex:
         dC = 2 * dC.conj()

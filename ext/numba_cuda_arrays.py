@@ -1,16 +1,20 @@
-"""What every numba-cuda kernel needs: torch's tensors as its arrays, its compilation and its launch on torch's stream."""
+"""What every numba-cuda kernel needs: tensors as its arrays, its compilation and its launch on torch's stream."""
 
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import numba.cuda
 import numpy as np
 import torch
-from numba import cuda, types
-from numba.core import config
+from numba import types
 from numba.core.errors import NumbaPerformanceWarning
 from torch import Tensor
+
+# Kernels take it from here: to a type checker, what it holds are stubs without shapes or operators.
+cuda: Any = numba.cuda
+SIMULATED = "simulator" in cuda.jit.__module__
 
 REGISTERS = 65536  # of a multiprocessor
 RESIDENT = 384  # threads that should find room on it
@@ -32,7 +36,7 @@ def compiled(codes: Sequence[Any], threads: int) -> Callable[[Any], Any]:
 
     `codes` are its arguments: a (dtype, axes) for a tensor of any strides, or a numba type.
     """
-    if config.ENABLE_CUDASIM:
+    if SIMULATED:
         return cuda.jit
     signature = types.void(*(_array_type(*code) if isinstance(code, tuple) else code for code in codes))
     return cuda.jit(signature, max_registers=_registers(threads))
@@ -45,7 +49,7 @@ def _registers(threads: int) -> int:
 
 def device_function(function: Any) -> Any:
     """Make `function` one that kernels call and that disappears in them, so that local arrays stay in registers."""
-    if config.ENABLE_CUDASIM:
+    if SIMULATED:
         return cuda.jit(function, device=True)
     return cuda.jit(function, device=True, forceinline=True)
 
@@ -55,7 +59,7 @@ def launch(kernel: Any, device: torch.device, blocks: int, threads: int, *argume
     if blocks == 0:
         return
     with _current(device):
-        stream = 0 if config.ENABLE_CUDASIM else cuda.external_stream(torch.cuda.current_stream(device).cuda_stream)
+        stream = 0 if SIMULATED else cuda.external_stream(torch.cuda.current_stream(device).cuda_stream)
         arrays = [_array(value) if isinstance(value, Tensor) else value for value in arguments]
         with warnings.catch_warnings():
             # Small problems make small grids, which is no news to the caller.
@@ -81,7 +85,7 @@ def _array(tensor: Tensor) -> Any:
     """The same memory as an array of numba's, strides and all."""
     tensor = tensor.detach().resolve_conj().resolve_neg()
     tensor = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
-    if not config.ENABLE_CUDASIM:
+    if not SIMULATED:
         return cuda.as_cuda_array(tensor)
     from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
@@ -89,4 +93,15 @@ def _array(tensor: Tensor) -> Any:
 
 
 def _current(device: torch.device) -> Any:
-    return nullcontext() if config.ENABLE_CUDASIM else cuda.gpus[device.index or 0]
+    return nullcontext() if SIMULATED else cuda.gpus[device.index or 0]
+
+
+def one_more_than(number: int, device: torch.device) -> int:
+    """`number` + 1, by a kernel."""
+    tensor = torch.full((1,), number, dtype=torch.int32, device=device)
+    launch(compiled([(torch.int32, 1)], 1)(_add_one), device, 1, 1, tensor)
+    return int(tensor.item())
+
+
+def _add_one(numbers):
+    numbers[cuda.threadIdx.x] += 1

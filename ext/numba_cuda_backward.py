@@ -162,9 +162,7 @@ def _write_inputs(plan: Plan) -> Any:
     real = REAL[plan.dtype]
     linear = real(20)
 
-    def write(
-        D_row, given, batch, at, count, place, steps, inputs, grads, parts, parts_A, du, ddelta, channel_sums
-    ):
+    def write(D_row, given, batch, at, count, place, steps, inputs, grads, parts, parts_A, du, ddelta, channel_sums):
         channel, c, g = place
         if channel >= du.shape[2]:
             return

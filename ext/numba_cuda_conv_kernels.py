@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import cuda, types
+from numba import types
 
-from .numba_cuda_arrays import ELEMENT, compiled, device_function
+from .numba_cuda_arrays import ELEMENT, compiled, cuda, device_function
 from .numba_cuda_math import REAL, elements, functions
 from .numba_cuda_plan import BIAS, INITIAL, PACKED
 
@@ -67,7 +67,7 @@ def conv_forward(kind: Kind) -> Any:
 
 @cache
 def conv_grads(kind: Kind) -> Any:
-    """The gradients before the activation, and each run's part of those of the taps (b runs, k, d) and bias (b runs, d)."""
+    """The gradients before the activation, a run's part of those of the taps (b runs, k, d) and bias (b runs, d)."""
     k, real, element, sigmoid = kind.k, ELEMENT[_real(kind)], elements(kind.dtype), _sigmoid(kind)
     silu, filtered, load, fill, shift = kind.silu, _filtered(kind), _taps(kind), _fill(kind), _shift(kind)
     read, one, zero = element.widen, REAL[kind.dtype](1), REAL[kind.dtype](0)

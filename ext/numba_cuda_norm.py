@@ -5,10 +5,10 @@ from functools import cache
 from typing import Any
 
 import torch
-from numba import cuda, types
+from numba import types
 from torch import Tensor
 
-from .numba_cuda_arrays import ELEMENT, compiled, device_function, launch, power_of_two_above
+from .numba_cuda_arrays import ELEMENT, compiled, cuda, device_function, launch, power_of_two_above
 from .numba_cuda_math import REAL, elements
 from .reference import accumulation_dtype
 

@@ -5,7 +5,7 @@ from functools import cached_property
 
 import torch
 
-SHARED = 44 * 1024  # bytes of shared memory for a block's tiles; 48 KiB is what every GPU gives without being asked
+SHARED = 48 * 1024  # bytes of shared memory of a block: what every GPU gives without being asked
 STEPS = 64  # between two states that the backward pass keeps, about
 CHANNELS = 32  # of a block, at most: one warp reads one row of them
 THREADS = 1024  # of a block, at most
@@ -29,6 +29,10 @@ class Plan:
     selective_B: bool
     selective_C: bool
     zoh: bool
+
+    def __post_init__(self) -> None:
+        if self._too_many(1):
+            raise ValueError(f"numba-cuda can't take n = {self.n} states in {self.work}: one step outgrows shared memory")
 
     @property
     def real(self) -> torch.dtype:
@@ -85,12 +89,22 @@ class Plan:
     @cached_property
     def forward_tile(self) -> int:
         """Steps of a tile of the forward pass."""
-        return min(32, _power_of_two(SHARED // self._forward_bytes(self.channels)))
+        return min(32, _power_of_two(SHARED // self._forward_step(self.channels)))
 
     @cached_property
     def backward_tile(self) -> int:
         """Steps of a tile of the backward pass."""
-        return min(32, _power_of_two(SHARED // self._backward_bytes(self.channels)))
+        return min(32, _power_of_two((SHARED - self._totals(self.channels)) // self._backward_step(self.channels)))
+
+    @property
+    def forward_bytes(self) -> int:
+        """Shared memory of a block in the forward pass."""
+        return self.forward_tile * self._forward_step(self.channels)
+
+    @property
+    def backward_bytes(self) -> int:
+        """Shared memory of a block in the backward pass."""
+        return self.backward_tile * self._backward_step(self.channels) + self._totals(self.channels)
 
     @property
     def tiles(self) -> int:
@@ -103,17 +117,22 @@ class Plan:
         return self.backward_tile * self.tiles
 
     def _too_many(self, channels: int) -> bool:
-        return self._backward_bytes(channels) > SHARED or channels * self.groups > THREADS
+        one_step = self._backward_step(channels) + self._totals(channels)
+        return one_step > SHARED or channels * self.groups > THREADS
 
-    def _forward_bytes(self, channels: int) -> int:
-        """Of shared memory a step: Δ, Δu and u, B and C, and every thread's part of y."""
+    def _forward_step(self, channels: int) -> int:
+        """Bytes of a step: Δ, Δu and u, B and C, and every thread's part of y."""
         size = self.real.itemsize
         return size * channels * (3 + self.groups) + 2 * self.padded * self.work.itemsize
 
-    def _backward_bytes(self, channels: int) -> int:
+    def _backward_step(self, channels: int) -> int:
         """The same of the backward pass, which has dy and every state besides, and two parts a thread."""
         size = self.real.itemsize * channels * (4 + 2 * self.groups)
         return size + self.padded * (channels + 3) * self.work.itemsize
+
+    def _totals(self, channels: int) -> int:
+        """Bytes of two sums a thread, in double precision."""
+        return 16 * self.groups * channels
 
 
 def _power_of_two(number: int) -> int:

@@ -14,21 +14,11 @@ def missing() -> str | None:
     if find_spec("numba_cuda") is None:
         return "numba-cuda is not installed"
     try:
-        answer = _one_more_than(torch.ones(1, device="cuda", dtype=torch.int32))
+        from .numba_cuda_arrays import one_more_than
+
+        answer = one_more_than(1, torch.device("cuda", torch.cuda.current_device()))
     except Exception as error:
         # A failed import, no NVRTC, or PTX that is newer than the driver.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return f"a trivial kernel fails: {type(error).__name__}: {lines[0] if lines else 'no message'}"
     return None if answer == 2 else f"a trivial kernel gives {answer} for 1 + 1"
-
-
-def _one_more_than(tensor: torch.Tensor) -> int:
-    from numba import cuda
-
-    from .numba_cuda_arrays import compiled, launch
-
-    def add(numbers):
-        numbers[cuda.threadIdx.x] += 1
-
-    launch(compiled([(torch.int32, 1)], 1)(add), tensor.device, 1, 1, tensor)
-    return int(tensor.item())

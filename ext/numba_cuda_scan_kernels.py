@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import cuda, types
+from numba import types
 
-from .numba_cuda_arrays import ELEMENT, compiled, device_function
+from .numba_cuda_arrays import ELEMENT, compiled, cuda, device_function
 from .numba_cuda_backward import backward
 from .numba_cuda_plan import INITIAL, PACKED, Plan
 from .numba_cuda_tiles import advance, load_own, observe, stage_inputs, stage_matrix, store_own, write_outputs
@@ -35,7 +35,7 @@ def gradient_codes(plan: Plan) -> list[Any]:
 @cache
 def scan_forward(plan: Plan) -> Any:
     """y and the final states."""
-    tile, channels, across, states, work = plan.forward_tile, plan.channels, plan.blocks_across, plan.states, _work(plan)
+    tile, across, states, work = plan.forward_tile, plan.blocks_across, plan.states, _work(plan)
     load, store, run, write = (f(plan) for f in (load_own, store_own, observe, write_outputs))
     place_of, shared, stage = _place(plan), _forward_arrays(plan), stage_inputs(plan)
     selective_B, selective_C = plan.selective_B, plan.selective_C
@@ -72,7 +72,7 @@ def scan_forward(plan: Plan) -> Any:
 @cache
 def scan_keep(plan: Plan) -> Any:
     """The states every `plan.span` steps, those at the end, and the sum of each channel's Δ."""
-    tile, channels, across, states, work = plan.backward_tile, plan.channels, plan.blocks_across, plan.states, _work(plan)
+    tile, across, states, work = plan.backward_tile, plan.blocks_across, plan.states, _work(plan)
     load, store, run, begins = (f(plan) for f in (load_own, store_own, advance, _first_kept))
     place_of, shared, stage = _place(plan), _forward_arrays(plan), stage_inputs(plan)
     span, selective_B, stage_B = plan.span, plan.selective_B, stage_matrix(plan, plan.selective_B)
@@ -113,8 +113,8 @@ def scan_keep(plan: Plan) -> Any:
 def scan_backward(plan: Plan) -> Any:
     """All gradients: du, ddelta, dz and dinitial whole, the rest in parts that are to be added up.
 
-    Parts of selective dB and dC are (blocks_across b l n), of static ones (1 rows d n); for a selective dC it is the sum
-    of dy h. Those of dA are (rows d n), those of dD and dbias (rows d).
+    Parts of selective dB and dC are (blocks_across b l n), of static ones (1 rows d n); for a selective dC it is the
+    sum of dy h. Those of dA are (rows d n), those of dD and dbias (rows d).
     """
     across, states, span, tile, tiles = plan.blocks_across, plan.states, plan.span, plan.backward_tile, plan.tiles
     work, wide, selective_B, selective_C = _work(plan), ELEMENT[plan.wide], plan.selective_B, plan.selective_C
@@ -279,8 +279,7 @@ def _back(plan: Plan) -> Any:
     """One tile of the way back."""
     states, selective_B, selective_C = plan.states, plan.selective_B, plan.selective_C
     stage, stage_B, stage_C = stage_inputs(plan), stage_matrix(plan, selective_B), stage_matrix(plan, selective_C)
-    phases = backward(plan)
-    stage_grads, write_gate, recompute, reverse, sum_channels, write_inputs = phases
+    stage_grads, write_gate, recompute, reverse, sum_channels, write_inputs = backward(plan)
 
     def back(given_inputs, given, batch, at, count, j, place, block, tiled, own, outputs):
         u, delta, B, C, D, z, bias, dy = given_inputs

@@ -1,19 +1,18 @@
-"""One token of a mixer on numba-cuda: two kernels, which write the states in place, around torch's two small products."""
+"""One token of a mixer on numba-cuda: two kernels, which write the states in place, around torch's two products."""
 
 from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from numba import cuda, types
+from numba import types
 from torch import Tensor
 
 from . import numba_cuda_plan as plans
-from .numba_cuda_arrays import absent, compiled, launch
+from .numba_cuda_arrays import absent, compiled, cuda, launch
 from .numba_cuda_math import REAL, elements, functions
 from .numba_cuda_plan import BIAS, SOFTPLUS, D, Plan, Z
 from .numba_cuda_tiles import discretise
-from .reference import accumulation_dtype
 
 THREADS = 128  # of a block; a thread has one channel of one sequence
 
@@ -44,7 +43,13 @@ def step(
     matrices = B_rows if B is None else B, C_rows if C is None else C
     zoh = discretisation == "zoh"
     plan = Plan(
-        dtype=x.dtype, is_complex=A.is_complex(), n=n, d=A.shape[0], selective_B=B is None, selective_C=C is None, zoh=zoh
+        dtype=x.dtype,
+        is_complex=A.is_complex(),
+        n=n,
+        d=A.shape[0],
+        selective_B=B is None,
+        selective_C=C is None,
+        zoh=zoh,
     )
     B, C = (matrix.to(plan.stored(given is None)) for matrix, given in zip(matrices, (B, C), strict=True))
     flags = (plans.D, D), (Z, z), (BIAS, delta_bias), (SOFTPLUS, delta_softplus or None)
