@@ -1,15 +1,17 @@
 """How tensors travel to the CUDA kernels: as a pointer and a stride an axis, and whether they can be read in fours."""
 
-from collections.abc import Sequence
+from typing import TypeVar
 
 from torch import Tensor
 
 FOUR = 4  # neighbours that a thread reads at once
 
+Given = TypeVar("Given", Tensor, Tensor | None)
 
-def plain(tensor: Tensor | None) -> Tensor | None:
+
+def plain(given: Given) -> Given:
     """The tensor, with what torch has put off (a change of sign) done in memory."""
-    return tensor.resolve_neg() if tensor is not None and tensor.is_neg() else tensor
+    return given.resolve_neg() if given is not None and given.is_neg() else given
 
 
 def tensor(given: Tensor | None) -> tuple[int, ...]:
@@ -33,10 +35,6 @@ def in_fours(given: Tensor | None, count: int = FOUR) -> bool:
     return (
         inner == 1
         and given.shape[-1] % count == 0
-        and _multiples(outer, count)
+        and not any(stride % count for stride in outer)
         and given.data_ptr() % min(16, count * given.element_size()) == 0
     )
-
-
-def _multiples(strides: Sequence[int], count: int) -> bool:
-    return not any(stride % count for stride in strides)

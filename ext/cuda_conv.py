@@ -13,7 +13,7 @@ from .nvrtc import Variant
 
 RUNS = 8  # of a block, a warp each (conv.cu)
 THREADS = WARP * RUNS
-STEPS = 4  # of a run that are taken together
+STEPS = 4  # what a run is a multiple of
 LONGEST = 32  # steps of a run: the longer, the fewer partial sums, and the fewer warps
 WARPS = 32  # that are to walk on a multiprocessor at once
 SUM_THREADS = 8 * WARP  # of sum_parts.cu, for WARP results
@@ -60,35 +60,49 @@ def conv_backward(
     empty = initial_state is not None and (cu_seqlens is not None or not x.shape[1])
     words = (*call.words, *tensor(dy), *tensor(dfinal_state), dx.data_ptr(), pointer(dinitial), partial.data_ptr())
     kernel.launch(call.walks + (call.blocks_of_states() if empty else 0), THREADS, 0, words)
-    return dx, *summed(partial, weight, bias), dinitial
+    return dx, *summed(partial, weight.dtype, matrix=True, vector=bias is not None), dinitial
 
 
-def summed(partial: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """The sums of (parts taps+1 channels) as gradients of weight (channels taps) and of bias (channels), in their dtype.
+def summed(partial: Tensor, dtype: torch.dtype, *, matrix: bool, vector: bool) -> tuple[Tensor | None, Tensor | None]:
+    """The sums of (parts taps+1 channels) in `dtype`: of the taps (channels taps), and of the row after (channels).
 
-    One of them may be None; without weight there are no taps.
+    float64 only comes of float64. What is not wanted is None.
     """
-    like = bias if weight is None else weight
-    assert like is not None
     parts, rows, channels = partial.shape
-    matrix = None if weight is None else torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
-    vector = None if bias is None else torch.empty(channels, dtype=bias.dtype, device=bias.device)
-    defines = _sum_defines(partial.dtype, like.dtype)
-    kernel = cuda_launch.kernel(partial.device, "sum_parts.cu", "sum_parts", defines)
-    words = (partial.data_ptr(), pointer(matrix), pointer(vector), parts, rows - 1, channels)
+    taps = torch.empty(channels, rows - 1, dtype=dtype, device=partial.device) if matrix else None
+    last = torch.empty(channels, dtype=dtype, device=partial.device) if vector else None
+    kernel = cuda_launch.kernel(partial.device, "sum_parts.cu", "sum_parts", sum_defines(partial.dtype, dtype))
+    words = (partial.data_ptr(), pointer(taps), pointer(last), parts, rows - 1, channels)
     kernel.launch(-(-rows * channels // WARP), SUM_THREADS, 0, words)
-    return matrix, vector
+    return taps, last
+
+
+def filter_defines(dtype: torch.dtype, weight: Tensor, silu: bool, aligned: bool) -> Defines:
+    """The macros of conv_tile.cuh; `aligned` says whether the activations can be read in fours."""
+    together = weight.is_contiguous() and weight.data_ptr() % min(16, FOUR * weight.element_size()) == 0
+    wide = weight.dtype != dtype or dtype in (torch.float32, torch.float64)
+    return _defines(dtype, weight.shape[1], silu, wide, aligned and together)
 
 
 def variants() -> Iterator[Variant]:
     """What is compiled ahead of time: the released models' convolution, and what the self-test asks."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for name in ("conv_forward", "conv_backward"):
-            yield Variant("conv.cu", name, _defines(dtype, 4, True, dtype == torch.float32, True))
-        yield Variant("sum_parts.cu", "sum_parts", _sum_defines(torch.float32, dtype))
+            yield Variant("conv.cu", name, usual_defines(dtype))
+        yield Variant("sum_parts.cu", "sum_parts", sum_defines(torch.float32, dtype))
     for silu in (False, True):
         for name in ("conv_forward", "conv_backward"):
-            yield Variant("conv.cu", name, _defines(torch.float32, 4, silu, True, False))
+            yield Variant("conv.cu", name, odd_defines(silu))
+
+
+def usual_defines(dtype: torch.dtype) -> Defines:
+    """The macros of conv_tile.cuh for the released models."""
+    return _defines(dtype, 4, True, dtype == torch.float32, True)
+
+
+def odd_defines(silu: bool) -> Defines:
+    """The macros of conv_tile.cuh for the self-test, whose channels are no multiple of four."""
+    return _defines(torch.float32, 4, silu, True, False)
 
 
 class _Call:
@@ -118,10 +132,7 @@ class _Call:
 
     def defines(self, aligned: bool) -> Defines:
         """The macros; `aligned` says whether the activations can be read in fours."""
-        weight = self.weight
-        together = weight.is_contiguous() and weight.data_ptr() % min(16, FOUR * weight.element_size()) == 0
-        wide = weight.dtype != self.x.dtype or weight.dtype in (torch.float32, torch.float64)
-        return _defines(self.x.dtype, weight.shape[1], self.silu, wide, aligned and together)
+        return filter_defines(self.x.dtype, self.weight, self.silu, aligned)
 
     def blocks_of_states(self) -> int:
         """Enough for a thread for four channels of each sequence."""
@@ -136,7 +147,7 @@ class _Call:
 
 
 def _run(work: int, device: torch.device) -> int:
-    """Steps of a run, a multiple of STEPS: as many as leave every multiprocessor its WARPS; `work` is warps times steps."""
+    """Steps of a run, a multiple of STEPS, that leave every multiprocessor its WARPS; `work` is warps times steps."""
     share = -(-work // (STEPS * WARPS * cuda_launch.multiprocessors(device)))
     return STEPS * max(1, min(share, LONGEST // STEPS))
 
@@ -147,6 +158,6 @@ def _defines(dtype: torch.dtype, k: int, silu: bool, wide: bool, aligned: bool) 
 
 
 @cache
-def _sum_defines(real: torch.dtype, result: torch.dtype) -> Defines:
+def sum_defines(real: torch.dtype, result: torch.dtype) -> Defines:
     """Sums of `real` that come out as `result`."""
     return element(real if real == result else result), ("WIDE", int(real == result))

@@ -6,7 +6,7 @@
 
 constexpr int RUNS = 8;   // of a block, a warp each
 constexpr int THREADS = WARP * RUNS;
-constexpr int STEPS = 4;  // of a run that are taken together
+constexpr int STEPS = sizeof(Element) == 2 ? 4 : 2;  // of a run that are taken together: 32 bytes of a lane
 constexpr int PAST = K - 1;
 
 struct Inputs {
@@ -39,15 +39,15 @@ struct Place {
   int columns;
 
   __device__ Place(const Inputs& in) {
-    const long long across = (in.channels + WARP * VECTOR - 1) / (WARP * VECTOR);
+    const long long across = (in.channels + WARP * FOUR - 1) / (WARP * FOUR);
     const long long along = (in.length + RUNS * in.run - 1) / (RUNS * in.run);
     part = blockIdx.x / across;
     row = part / along;
     begin = (part % along * RUNS + threadIdx.x / WARP) * in.run;
     begin = begin < in.length ? begin : in.length;
     end = begin + in.run < in.length ? begin + in.run : in.length;
-    channel = (blockIdx.x % across * WARP + threadIdx.x % WARP) * VECTOR;
-    columns = in.channels - channel < VECTOR ? (int)(in.channels - channel) : VECTOR;
+    channel = (blockIdx.x % across * WARP + threadIdx.x % WARP) * FOUR;
+    columns = in.channels - channel < FOUR ? (int)(in.channels - channel) : FOUR;
   }
 };
 
@@ -130,10 +130,10 @@ __device__ __forceinline__ void walk(const ForwardArguments& a, const Place& pla
 // The last K - 1 inputs of each sequence, a thread for four channels.
 __device__ __forceinline__ void keep_last(const ForwardArguments& a, long long index) {
   const Inputs& in = a.in;
-  const long long fours = (in.channels + VECTOR - 1) / VECTOR, d = index % fours * VECTOR;
+  const long long fours = (in.channels + FOUR - 1) / FOUR, d = index % fours * FOUR;
   if (index / fours >= in.sequences) return;
   const Sequence s = sequence(in, index / fours);
-  const int columns = in.channels - d < VECTOR ? (int)(in.channels - d) : VECTOR;
+  const int columns = in.channels - d < FOUR ? (int)(in.channels - d) : FOUR;
   for (int j = 0; j < PAST; ++j)
     keep(a.final_state + (s.index * PAST + j) * in.channels + d, input(in, s, in.bounds.data ? 0 : s.index, s.end - PAST + j, d, columns), columns);
 }
@@ -161,7 +161,7 @@ struct Sums {
 __device__ __forceinline__ Four before_activation(const Short& dy, const Four& value) {
   Four grad = widen(dy);
 #pragma unroll
-  for (int c = 0; c < VECTOR; ++c) {
+  for (int c = 0; c < FOUR; ++c) {
     const Real gate = sigmoid(value.at[c]);
     if (SILU) grad.at[c] *= gate * (1 + value.at[c] * (1 - gate));
   }
@@ -170,7 +170,7 @@ __device__ __forceinline__ Four before_activation(const Short& dy, const Four& v
 
 __device__ __forceinline__ void add(Sums& sums, const Four& grad, const Four* window) {
 #pragma unroll
-  for (int c = 0; c < VECTOR; ++c) {
+  for (int c = 0; c < FOUR; ++c) {
     sums.tap[K].at[c] += grad.at[c];
 #pragma unroll UNROLLED
     for (int j = 0; j < K; ++j) sums.tap[j].at[c] += grad.at[c] * window[j].at[c];
@@ -211,7 +211,7 @@ __device__ __forceinline__ void retreat(const BackwardArguments& a, const Place&
 #pragma unroll UNROLLED
       for (int j = 0; j < K; ++j)
 #pragma unroll
-        for (int c = 0; c < VECTOR; ++c) sum.at[c] += taps.weight[j].at[c] * grads.at[PAST + i - j].at[c];
+        for (int c = 0; c < FOUR; ++c) sum.at[c] += taps.weight[j].at[c] * grads.at[PAST + i - j].at[c];
       keep(target < 0 ? dinitial + (target + PAST) * in.channels : dx + target * in.channels, narrow(sum), place.columns);
     }
     x.shift();
@@ -222,10 +222,10 @@ __device__ __forceinline__ void retreat(const BackwardArguments& a, const Place&
 // An empty sequence hands its state on, and so its gradient.
 __device__ __forceinline__ void hand_back(const BackwardArguments& a, long long index) {
   const Inputs& in = a.in;
-  const long long fours = (in.channels + VECTOR - 1) / VECTOR, d = index % fours * VECTOR;
+  const long long fours = (in.channels + FOUR - 1) / FOUR, d = index % fours * FOUR;
   if (index / fours >= in.sequences) return;
   const Sequence s = sequence(in, index / fours);
-  const int columns = in.channels - d < VECTOR ? (int)(in.channels - d) : VECTOR;
+  const int columns = in.channels - d < FOUR ? (int)(in.channels - d) : FOUR;
   for (int j = 0; j < PAST && s.begin == s.end; ++j)
     keep(a.dinitial + (s.index * PAST + j) * in.channels + d, fetch(a.dfinal.at(s.index, j, d), a.dfinal.stride[2], columns), columns);
 }
@@ -255,8 +255,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) conv_backward(const Bac
       Four sum = {};
       for (int w = 0; w < RUNS; ++w)
 #pragma unroll
-        for (int c = 0; c < VECTOR; ++c) sum.at[c] += share[w][lane].at[c];
-      for (int c = 0; c < place.columns; ++c) a.partial[(place.part * (K + 1) + j) * a.in.channels + place.channel + c] = sum.at[c];
+        for (int c = 0; c < FOUR; ++c) sum.at[c] += share[w][lane].at[c];
+      Real* const to = a.partial + (place.part * (K + 1) + j) * a.in.channels + place.channel;
+#pragma unroll
+      for (int c = 0; c < FOUR; ++c)
+        if (c < place.columns) to[c] = sum.at[c];
     }
     __syncthreads();
   }

@@ -4,12 +4,12 @@
 
 // Given as macros: K taps, and 0 or 1 for SILU, for WIDE (taps and bias are in Real) and for ALIGNED (every row of every
 // tensor can be read in fours, and the taps of four channels lie together).
-constexpr int VECTOR = 4;
-// Taps beyond these are looped over, and what belongs to them lies in memory.
-constexpr int UNROLLED = K <= 16 ? K : 1;
+constexpr int FOUR = 4;
+// Loops over the taps are unrolled so far: over more than these they run, and what belongs to a tap lies in memory.
+constexpr int UNROLLED = K <= 16 ? K + 1 : 1;
 
-typedef Pack<Element, VECTOR> Short;
-typedef Pack<Real, VECTOR> Four;
+typedef Pack<Element, FOUR> Short;
+typedef Pack<Real, FOUR> Four;
 #if WIDE
 typedef Real Parameter;
 #else
@@ -21,7 +21,7 @@ __device__ __forceinline__ Short fetch(const Element* from, long long apart, int
   if (ALIGNED) return *(const Short*)from;
   Short four = {};
 #pragma unroll
-  for (int c = 0; c < VECTOR; ++c)
+  for (int c = 0; c < FOUR; ++c)
     if (c < columns) four.at[c] = from[c * apart];
   return four;
 }
@@ -33,7 +33,7 @@ __device__ __forceinline__ void keep(Element* to, const Short& four, int columns
     return;
   }
 #pragma unroll
-  for (int c = 0; c < VECTOR; ++c)
+  for (int c = 0; c < FOUR; ++c)
     if (c < columns) to[c * apart] = four.at[c];
 }
 
@@ -54,17 +54,17 @@ struct Taps {
 #pragma unroll UNROLLED
     for (int j = 0; j < K; ++j) {
       if (ALIGNED) {
-        const Pack<Parameter, VECTOR> four = *(const Pack<Parameter, VECTOR>*)(first + j * VECTOR);
+        const Pack<Parameter, FOUR> four = *(const Pack<Parameter, FOUR>*)(first + j * FOUR);
 #pragma unroll
-        for (int i = 0; i < VECTOR; ++i) weight[(j * VECTOR + i) % K].at[(j * VECTOR + i) / K] = widened(four.at[i]);
+        for (int i = 0; i < FOUR; ++i) weight[(j * FOUR + i) % K].at[(j * FOUR + i) / K] = widened(four.at[i]);
       } else {
 #pragma unroll
-        for (int c = 0; c < VECTOR; ++c)
+        for (int c = 0; c < FOUR; ++c)
           weight[j].at[c] = c < columns ? widened(first[c * weights.stride[0] + j * weights.stride[1]]) : 0;
       }
     }
 #pragma unroll
-    for (int c = 0; c < VECTOR; ++c)
+    for (int c = 0; c < FOUR; ++c)
       bias.at[c] = biases.data && c < columns ? widened(((const Parameter*)biases.data)[(d + c) * biases.stride[0]]) : 0;
   }
   // The value before the activation of a step whose last K inputs the window holds.
@@ -73,14 +73,14 @@ struct Taps {
 #pragma unroll UNROLLED
     for (int j = 0; j < K; ++j)
 #pragma unroll
-      for (int c = 0; c < VECTOR; ++c) sum.at[c] += weight[j].at[c] * window[j].at[c];
+      for (int c = 0; c < FOUR; ++c) sum.at[c] += weight[j].at[c] * window[j].at[c];
     return sum;
   }
 };
 
 __device__ __forceinline__ Four activated(Four x) {
 #pragma unroll
-  for (int c = 0; c < VECTOR; ++c)
+  for (int c = 0; c < FOUR; ++c)
     if (SILU) x.at[c] *= sigmoid(x.at[c]);
   return x;
 }
