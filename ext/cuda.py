@@ -115,13 +115,13 @@ class _Call:
         rows = [t for t in (u, delta, z, dy) if t is not None]
         matrices = [t for t in (B, C) if t.dim() == 3]
         aligned = all(map(_in_fours, rows)) and all(map(_in_fours, matrices))
-        self.kind = (u.dtype, self.n, self.channels, discretisation == "zoh", static_B, static_C, aligned)
+        self.kind = (u.dtype, self.n, self.channels, discretisation == "zoh", delta_softplus, z is not None, static_B, static_C, aligned)
         self._tensors = [
             word
             for tensor in (u, delta, z, A, B, C, D, delta_bias, initial_state, cu_seqlens)
             for word in _tensor(tensor)
         ]
-        self._numbers = (self.sequences, self.length, self.channels, self.n, int(delta_softplus))
+        self._numbers = (self.sequences, self.length, self.channels, self.n)
 
     def words(self, segments: int) -> list[int]:
         """`Inputs` of scan_tile.cuh."""
@@ -212,7 +212,7 @@ def refuse(A: Tensor) -> None:
 def variants() -> Iterator[Variant]:
     """What is compiled ahead of time: the released models' scan in every dtype but float64, whole and cut."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        kind = (dtype, 16, 1536, False, False, False, True)
+        kind = (dtype, 16, 1536, False, True, True, False, False, True)
         forward, backward = forward_geometry(*kind), backward_geometry(*kind)
         yield Variant("scan_forward.cu", "scan_forward", forward.defines)
         yield Variant("scan_backward.cu", "scan_backward", backward.defines)

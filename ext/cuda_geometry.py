@@ -22,7 +22,6 @@ class Geometry:
 
     states    of a channel that a thread keeps in registers
     groups    warps of a block, which share a channel's states out among them
-    helpers   more warps, which move tiles meanwhile
     lanes     channels of a thread
     blocks    that are to share a multiprocessor, which bounds a thread's registers
     shortest  steps below which no segment is cut
@@ -31,7 +30,6 @@ class Geometry:
 
     states: int
     groups: int
-    helpers: int
     lanes: int
     blocks: int
     shortest: int
@@ -51,12 +49,13 @@ class Geometry:
     @property
     def threads(self) -> int:
         """Of a block."""
-        return WARP * (self.groups + self.helpers)
+        return WARP * self.groups
 
 
 @lru_cache(maxsize=None)
 def forward_geometry(
-    dtype: torch.dtype, n: int, channels: int, zoh: bool, static_B: bool, static_C: bool, aligned: bool
+    dtype: torch.dtype, n: int, channels: int, zoh: bool, softplus: bool, gated: bool, static_B: bool, static_C: bool,
+    aligned: bool,
 ) -> Geometry:
     """The forward kernel's (scan_forward.cu)."""
     states, groups = _states(n)
@@ -69,18 +68,18 @@ def forward_geometry(
     steps = _longest(shared)
     blocks = _blocks(groups)
     return Geometry(
-        states=states, groups=groups, helpers=_helpers(groups), lanes=1, blocks=blocks, shortest=4 * steps, shared=shared(steps),
+        states=states, groups=groups, lanes=1, blocks=blocks, shortest=4 * steps, shared=shared(steps),
         defines=(
-            *_common(dtype, zoh, static_B, static_C, aligned),
-            ("STATES", states), ("GROUPS", groups), ("HELPERS", _helpers(groups)), ("STEPS", steps), ("UNROLL", UNROLL), ("BLOCKS", blocks),
+            *_common(dtype, zoh, softplus, gated, static_B, static_C, aligned),
+            ("STATES", states), ("GROUPS", groups), ("STEPS", steps), ("UNROLL", UNROLL), ("BLOCKS", blocks),
         ),
     )  # fmt: skip
 
 
 @lru_cache(maxsize=None)
 def states_geometry(
-    dtype: torch.dtype, n: int, channels: int, zoh: bool, static_B: bool, static_C: bool, aligned: bool,
-    *, reverse: bool, checkpoint: bool, states: int,
+    dtype: torch.dtype, n: int, channels: int, zoh: bool, softplus: bool, gated: bool, static_B: bool, static_C: bool,
+    aligned: bool, *, reverse: bool, checkpoint: bool, states: int,
 ) -> Geometry:  # fmt: skip
     """The kernel's that gives states alone (scan_states.cu); `states` a thread, 0 for as many as forward."""
     states = states or _states(n)[0]
@@ -94,10 +93,10 @@ def states_geometry(
     steps = _longest(shared, shortest=CHECKPOINT)
     blocks = _blocks(groups)
     return Geometry(
-        states=states, groups=groups, helpers=_helpers(groups), lanes=1, blocks=blocks, shortest=4 * steps, shared=shared(steps),
+        states=states, groups=groups, lanes=1, blocks=blocks, shortest=4 * steps, shared=shared(steps),
         defines=(
-            *_common(dtype, zoh, static_B, static_C, aligned),
-            ("STATES", states), ("GROUPS", groups), ("HELPERS", _helpers(groups)), ("STEPS", steps), ("UNROLL", UNROLL), ("BLOCKS", blocks),
+            *_common(dtype, zoh, softplus, gated, static_B, static_C, aligned),
+            ("STATES", states), ("GROUPS", groups), ("STEPS", steps), ("UNROLL", UNROLL), ("BLOCKS", blocks),
             ("REVERSE", int(reverse)), ("CHECKPOINT", CHECKPOINT if checkpoint else 0),
         ),
     )  # fmt: skip
@@ -105,7 +104,8 @@ def states_geometry(
 
 @lru_cache(maxsize=None)
 def backward_geometry(
-    dtype: torch.dtype, n: int, channels: int, zoh: bool, static_B: bool, static_C: bool, aligned: bool
+    dtype: torch.dtype, n: int, channels: int, zoh: bool, softplus: bool, gated: bool, static_B: bool, static_C: bool,
+    aligned: bool,
 ) -> Geometry:
     """The backward kernel's (scan_backward.cu)."""
     states, groups = _states(n)
@@ -115,14 +115,14 @@ def backward_geometry(
     rows = sum(1 if static else CHECKPOINT for static in (static_B, static_C))
     across = WARP * (part * selective * states + 4) if selective else 4
     return Geometry(
-        states=states, groups=groups, helpers=0, lanes=lanes, blocks=blocks, shortest=8 * CHECKPOINT,
+        states=states, groups=groups, lanes=lanes, blocks=blocks, shortest=8 * CHECKPOINT,
         shared=size * (
             3 * CHECKPOINT * width + rows * padded
             + (3 + zoh) * groups * finish * width
             + groups * across
         ),
         defines=(
-            *_common(dtype, zoh, static_B, static_C, aligned),
+            *_common(dtype, zoh, softplus, gated, static_B, static_C, aligned),
             ("STATES", states), ("GROUPS", groups), ("LANES", lanes), ("STEPS", CHECKPOINT), ("CHECKPOINT", CHECKPOINT),
             ("PART", part), ("FINISH", finish), ("BLOCKS", blocks),
         ),
@@ -152,10 +152,6 @@ def _padded(states: int, groups: int) -> int:
     return -(-states * groups // 4) * 4
 
 
-def _helpers(groups: int) -> int:
-    return max(1, groups // 2)
-
-
 def _blocks(groups: int) -> int:
     return max(1, min(16, 12 // groups))
 
@@ -169,7 +165,7 @@ def _real_size(dtype: torch.dtype) -> int:
     return 8 if dtype == torch.float64 else 4
 
 
-def _common(dtype: torch.dtype, zoh: bool, static_B: bool, static_C: bool, aligned: bool) -> Iterator[tuple[str, int]]:
+def _common(dtype: torch.dtype, *flags: bool) -> Iterator[tuple[str, int]]:
     yield element(dtype)
-    for name, value in (("ZOH", zoh), ("STATIC_B", static_B), ("STATIC_C", static_C), ("ALIGNED", aligned)):
+    for name, value in zip(("ZOH", "SOFTPLUS", "GATED", "STATIC_B", "STATIC_C", "ALIGNED"), flags, strict=True):
         yield name, int(value)

@@ -10,7 +10,6 @@
 //
 // Sums over n are finished by all warps together, a part at a time; sums over d by each warp for its own states, and
 // left to scan_sum.cu for each block of channels; sums over l likewise for each segment.
-#define HELPERS 0
 #include "scan_tile.cuh"
 
 struct Arguments {
@@ -144,9 +143,9 @@ __device__ __forceinline__ void across_channels(const Real (*terms)[PITCH], int 
   constexpr int FOURS = VALUES / VECTOR, SHARES = WARP / FOURS;
   static_assert(VALUES % VECTOR == 0 && WARP % FOURS == 0, "a warp reads the terms in fours");
   const int four = lane % FOURS, share = lane / FOURS;
-  Pack<Real, VECTOR> sum = {};
+  Four sum = {};
 #pragma unroll
-  for (int r = 0; r < FOURS; ++r) sum = plus(sum, *(const Pack<Real, VECTOR>*)&terms[share * FOURS + r][four * VECTOR]);
+  for (int r = 0; r < FOURS; ++r) sum = plus(sum, *(const Four*)&terms[share * FOURS + r][four * VECTOR]);
   // Halve what each lane holds while there is more than one number, and add the halves of lanes far apart.
   int value = four * VECTOR;
 #pragma unroll
@@ -173,88 +172,91 @@ __device__ __forceinline__ void across_channels(const Real (*terms)[PITCH], int 
 }
 #endif
 
-// The four inputs of FINISH steps that the last word on them needs again.
+// A thread's fours of the inputs (b l d) and of dy, in ROWS steps.
+template <int ROWS>
 struct Given {
-  Fetched<CHANNELS, FINISH> u, delta, z, dy;
+  static constexpr int COUNT = Dealt<CHANNELS, ROWS>::COUNT;
+  Raw u[COUNT], delta[COUNT], z[COUNT], dy[COUNT];
 
   __device__ __forceinline__ void load(const Arguments& a, const Place& place, long long t) {
-    const int steps = place.steps_from(t), columns = place.columns(a.in);
-    u.load(a.in.u.at(place.row, t, place.channel), a.in.u.stride, steps, columns);
-    delta.load(a.in.delta.at(place.row, t, place.channel), a.in.delta.stride, steps, columns);
-    dy.load(a.dy.at(place.row, t, place.channel), a.dy.stride, steps, columns);
-    if (a.in.z.data) z.load(a.in.z.at(place.row, t, place.channel), a.in.z.stride, steps, columns);
+    take(u, a.in.u, a.in, place, t);
+    take(delta, a.in.delta, a.in, place, t);
+    take(dy, a.dy, a.in, place, t);
+    if (GATED) take(z, a.in.z, a.in, place, t);
+  }
+  __device__ __forceinline__ static void take(Raw (&fours)[COUNT], const Tensor<const Element>& tensor, const Inputs& in, const Place& place, long long t) {
+    const Stream<CHANNELS, ROWS> stream(tensor.at(place.row, 0, place.channel), tensor.stride[1], tensor.stride[2], place.columns(in), t);
+#pragma unroll
+    for (int r = 0; r < COUNT; ++r) fours[r] = stream.load(r, place.left(t));
   }
 };
 
 // What a thread knows of the channels of its fours, and has summed up over l.
-struct Columns {
-  Pack<Real, VECTOR> bias, D, dD, dbias;
+struct OfChannels {
+  Four bias, D, dD, dbias;
 };
 
 // Sums over n become the gradients of u, Δ and z, for the FINISH steps from t on.
-__device__ __forceinline__ void finish(const Arguments& a, const Place& place, const Shared& shared, const Given& given, long long t, int in_tile, Columns& columns) {
-  const int steps = place.steps_from(t), width = place.columns(a.in);
+__device__ __forceinline__ void finish(const Arguments& a, const Place& place, const Shared& shared, const Given<FINISH>& given, long long t, int in_tile, OfChannels& known) {
+  using Channels = Dealt<CHANNELS, FINISH>;
+  const int left = place.left(t), column = Channels::column(), width = place.columns(a.in) - column;
   const long long at = (place.row * a.in.length + t) * a.in.channels + place.channel;
 #pragma unroll
-  for (int r = 0; r < given.u.COUNT; ++r) {
-    const int step = given.u.step(r), column = given.u.column(r);
-    if (!given.u.mine(r) || step >= steps || column >= width) continue;
-    Pack<Real, VECTOR> sum[SUMS] = {};
+  for (int r = 0; r < Channels::COUNT; ++r) {
+    const int step = Channels::step(r);
+    if (!Channels::mine(r) || step >= left || width <= 0) continue;
+    Four sum[SUMS] = {};
 #pragma unroll
     for (int k = 0; k < SUMS; ++k)
 #pragma unroll
-      for (int g = 0; g < GROUPS; ++g) sum[k] = plus(sum[k], *(const Pack<Real, VECTOR>*)&shared.sum[k][g][step][column]);
-    const Pack<Real, VECTOR> u = widen(given.u.four[r]), dy = *(const Pack<Real, VECTOR>*)&shared.tile.dy[in_tile + step][column];
-    const Pack<Real, VECTOR> delta = *(const Pack<Real, VECTOR>*)&shared.tile.step[in_tile + step][column];
-    const Pack<Real, VECTOR> raw = plus(widen(given.delta.four[r]), columns.bias);
-    Pack<Real, VECTOR> du = plus(times(delta, sum[0]), times(columns.D, dy)), ddelta;
+      for (int g = 0; g < GROUPS; ++g) sum[k] = plus(sum[k], *(const Four*)&shared.sum[k][g][step][column]);
+    const Four u = widen(given.u[r]), dy = *(const Four*)&shared.tile.dy[in_tile + step][column];
+    const Four delta = *(const Four*)&shared.tile.step[in_tile + step][column];
+    const Four raw = plus(widen(given.delta[r]), known.bias);
+    Four du = plus(times(delta, sum[0]), times(known.D, dy)), ddelta;
 #pragma unroll
     for (int j = 0; j < VECTOR; ++j) {
       ddelta.at[j] = sum[1].at[j] * (Real)(1 / LOG2_E) + u.at[j] * sum[ZOH ? 3 : 0].at[j];
-      if (a.in.with_softplus) ddelta.at[j] *= sigmoid(raw.at[j]);
+      if (SOFTPLUS) ddelta.at[j] *= sigmoid(raw.at[j]);
     }
-    columns.dD = plus(columns.dD, times(dy, u));
-    columns.dbias = plus(columns.dbias, ddelta);
+    known.dD = plus(known.dD, times(dy, u));
+    known.dbias = plus(known.dbias, ddelta);
     const long long to = at + step * a.in.channels + column;
-    put(a.du + to, du, width - column);
-    put(a.ddelta + to, ddelta, width - column);
-    if (a.in.z.data) {
-      const Pack<Real, VECTOR> z = widen(given.z.four[r]), y = plus(sum[2], times(columns.D, u));
-      Pack<Real, VECTOR> dz = times(widen(given.dy.four[r]), y);
+    put(a.du + to, du, width);
+    put(a.ddelta + to, ddelta, width);
+    if (GATED) {
+      const Four z = widen(given.z[r]), y = plus(sum[2], times(known.D, u));
+      Four dz = times(widen(given.dy[r]), y);
 #pragma unroll
       for (int j = 0; j < VECTOR; ++j) {
         const Real open = sigmoid(z.at[j]);
         dz.at[j] *= open * (1 + z.at[j] * (1 - open));
       }
-      put(a.dz + to, dz, width - column);
+      put(a.dz + to, dz, width);
     }
   }
 }
 
 // A chunk of STEPS steps as the walk needs it.
-__device__ __forceinline__ void fill(const Arguments& a, const Place& place, Tile& tile, const Pack<Real, VECTOR>& bias, long long t) {
-  const Inputs& in = a.in;
-  const int steps = place.steps_from(t), columns = place.columns(in);
-  Fetched<CHANNELS> u, delta, dy, z;
-  Fetched<PADDED> B, C;
-  delta.load(in.delta.at(place.row, t, place.channel), in.delta.stride, steps, columns);
-  u.load(in.u.at(place.row, t, place.channel), in.u.stride, steps, columns);
-  dy.load(a.dy.at(place.row, t, place.channel), a.dy.stride, steps, columns);
-  if (in.z.data) z.load(in.z.at(place.row, t, place.channel), in.z.stride, steps, columns);
-  if (!STATIC_B) B.load(elements(in.B, place.row, t), in.B.stride, steps, in.n);
-  if (!STATIC_C) C.load(elements(in.C, place.row, t), in.C.stride, steps, in.n);
+__device__ __forceinline__ void fill(const Arguments& a, const Place& place, Tile& tile, const Four& bias, long long t) {
+  using Channels = Dealt<CHANNELS>;
+  using Matrices = Dealt<PADDED>;
+  Given<STEPS> given;
+  given.load(a, place, t);
+  const Columns B = columns_of(a.in.B, a.in, place, t), C = columns_of(a.in.C, a.in, place, t);
+  const int left = place.left(t);
 #pragma unroll
-  for (int r = 0; r < u.COUNT; ++r) {
-    if (!u.mine(r)) continue;
-    const int step = u.step(r), column = u.column(r);
-    const Pack<Real, VECTOR> wide = time_steps(delta.four[r], bias, in.with_softplus, step < steps);
-    *(Pack<Real, VECTOR>*)&tile.step[step][column] = wide;
-    *(Pack<Real, VECTOR>*)&tile.input[step][column] = times(wide, widen(u.four[r]));
-    const Pack<Real, VECTOR> weight = widen(dy.four[r]);
-    *(Pack<Real, VECTOR>*)&tile.dy[step][column] = in.z.data ? times(weight, silu(widen(z.four[r]))) : weight;
+  for (int r = 0; r < Matrices::COUNT; ++r) {
+    if (!STATIC_B) Matrices::store(r, tile.B, widen(B.load(r, left)));
+    if (!STATIC_C) Matrices::store(r, tile.C, widen(C.load(r, left)));
   }
-  if (!STATIC_B) B.store(tile.B);
-  if (!STATIC_C) C.store(tile.C);
+#pragma unroll
+  for (int r = 0; r < Channels::COUNT; ++r) {
+    const Four step = time_steps(given.delta[r], bias, Channels::step(r) < left), weight = widen(given.dy[r]);
+    Channels::store(r, tile.step, step);
+    Channels::store(r, tile.input, times(step, widen(given.u[r])));
+    Channels::store(r, tile.dy, GATED ? times(weight, silu(widen(given.z[r]))) : weight);
+  }
 }
 
 // The state before step t: its checkpoint, and what came through of the state that the segment started from.
@@ -299,7 +301,7 @@ __device__ __forceinline__ void walk(const Arguments& a, const Place& place, Sha
 }
 
 // What was summed over l goes to the row of dparameters that belongs to the segment.
-__device__ __forceinline__ void parameters(const Arguments& a, const Place& place, Shared& shared, const Thread& thread, const Columns& columns) {
+__device__ __forceinline__ void parameters(const Arguments& a, const Place& place, Shared& shared, const Thread& thread, const OfChannels& known) {
   const Inputs& in = a.in;
   const long long matrix = in.channels * in.n;
   Real* to = a.dparameters + (place.sequence * in.segments + place.segment) * ((1 + STATIC_B + STATIC_C) * matrix + 2 * in.channels);
@@ -311,11 +313,11 @@ __device__ __forceinline__ void parameters(const Arguments& a, const Place& plac
   }
   // Threads whose fours lie in the same columns add theirs up, in order.
   to += (1 + STATIC_B + STATIC_C) * matrix;
-  constexpr int ALONG = Fetched<CHANNELS>::ALONG;
-  Pack<Real, VECTOR>* const shares = (Pack<Real, VECTOR>*)&shared;
+  constexpr int ALONG = Dealt<CHANNELS>::ALONG;
+  Four* const shares = (Four*)&shared;
   __syncthreads();
-  shares[threadIdx.x] = columns.dD;
-  shares[THREADS + threadIdx.x] = columns.dbias;
+  shares[threadIdx.x] = known.dD;
+  shares[THREADS + threadIdx.x] = known.dbias;
   __syncthreads();
   for (int index = threadIdx.x; index < 2 * CHANNELS; index += THREADS) {
     const int kind = index / CHANNELS, column = index % CHANNELS;
@@ -338,8 +340,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
     for (int c = 0; c < LANES; ++c)
       thread.s.at[c].load_row(start, last ? place.sequence : place.sequence * in.segments + place.segment, thread.d + c, thread.n0, in);
 
-  const int column = place.channel + Fetched<CHANNELS>::column(0);
-  Columns columns = {per_channel(in.bias, column, in.channels), per_channel(in.D, column, in.channels)};
+  const int column = place.channel + Dealt<CHANNELS>::column();
+  OfChannels known = {per_channel(in.bias, column, in.channels), per_channel(in.D, column, in.channels)};
   const long long chunks = (place.part.end - place.part.begin + STEPS - 1) / STEPS;
   for (long long chunk = chunks - 1; chunk >= 0; --chunk) {
     const long long t = place.part.begin + chunk * STEPS;
@@ -347,7 +349,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
     h.clear();
     restore(a, place, thread, t, h);
     __syncthreads();
-    fill(a, place, shared.tile, columns.bias, t);
+    fill(a, place, shared.tile, known.bias, t);
     __syncthreads();
 #pragma unroll 1
     for (int first = 0; first < STEPS; first += PART) {
@@ -358,17 +360,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
     }
 #pragma unroll 1
     for (int from = STEPS - FINISH; from >= 0; from -= FINISH) {
-      Given given;
+      Given<FINISH> given;
       given.load(a, place, t + from);
 #pragma unroll 1
       for (int first = from + FINISH - PART; first >= from; first -= PART) walk(a, place, shared, thread, kept[first / PART], t, first);
       __syncthreads();
-      finish(a, place, shared, given, t + from, from, columns);
+      finish(a, place, shared, given, t + from, from, known);
       __syncthreads();
     }
   }
   if (place.segment == 0)
 #pragma unroll
     for (int c = 0; c < LANES; ++c) thread.s.at[c].store(a.dstate, place.sequence, thread.d + c, thread.n0, in);
-  parameters(a, place, shared, thread, columns);
+  parameters(a, place, shared, thread, known);
 }

@@ -1,4 +1,7 @@
 // The selective scan, forward: each block one segment of one sequence for a warp's width of channels.
+//
+// While a tile is walked, the sums of the tile before become outputs and the tile after is made ready, a piece between
+// every UNROLL steps: exponentials, multiplications and memory then keep each other company in every warp at any time.
 #define LANES 1
 #define CHECKPOINT 0
 #include "scan_tile.cuh"
@@ -20,101 +23,130 @@ struct Shared {
   Real partial[2][GROUPS][STEPS][CHANNELS];  // C·h over the states of one warp
 };
 
-// What a tile is made of, on its way from memory while the tile before it is walked.
-struct Raw {
-  Fetched<CHANNELS> u, delta;
-  Fetched<PADDED> B, C;
+// What a thread moves: fours of the tile after the one that is walked, and of the one before.
+struct Mover {
+  using Channels = Dealt<CHANNELS>;
+  using Matrices = Dealt<PADDED>;
+  static constexpr int PIECES = 2 * Channels::COUNT + (STATIC_B && STATIC_C ? 0 : Matrices::COUNT);
 
-  __device__ __forceinline__ void load(const Inputs& in, const Place& place, long long t) {
-    const int steps = place.steps_from(t), columns = place.columns(in);
-    u.load(in.u.at(place.row, t, place.channel), in.u.stride, steps, columns);
-    delta.load(in.delta.at(place.row, t, place.channel), in.delta.stride, steps, columns);
-    if (!STATIC_B) B.load(elements(in.B, place.row, t), in.B.stride, steps, in.n);
-    if (!STATIC_C) C.load(elements(in.C, place.row, t), in.C.stride, steps, in.n);
+  const int columns;
+  const long long width;
+  const Four bias, D;
+  Rows u, delta, u_before, z_before;
+  Columns B, C;
+  Raw raw_u[Channels::COUNT], raw_delta[Channels::COUNT], raw_u_before[Channels::COUNT], raw_z_before[Channels::COUNT];
+  Raw raw_B[Matrices::COUNT], raw_C[Matrices::COUNT];
+  Element* y;  // the thread's first four of the tile before the one that is walked
+
+  __device__ __forceinline__ Mover(const Arguments& a, const Place& place)
+      : columns(place.columns(a.in) - Channels::column()), width(a.in.channels),
+        bias(per_channel(a.in.bias, place.channel + Channels::column(), width)), D(per_channel(a.in.D, place.channel + Channels::column(), width)),
+        u(rows_of(a.in.u, a.in, place, place.part.begin)), delta(rows_of(a.in.delta, a.in, place, place.part.begin)),
+        u_before(u), z_before(rows_of(a.in.z, a.in, place, place.part.begin)),
+        B(columns_of(a.in.B, a.in, place, place.part.begin)), C(columns_of(a.in.C, a.in, place, place.part.begin)) {
+    y = a.y + (place.row * a.in.length + place.part.begin - STEPS + Channels::step(0)) * width + place.channel + Channels::column();
   }
-  __device__ __forceinline__ void write(Tile& tile, const Pack<Real, VECTOR>& bias, int steps, bool with_softplus) const {
+  __device__ __forceinline__ void load_rows(int r, int left) {
+    raw_u[r] = u.load(r, left);
+    raw_delta[r] = delta.load(r, left);
+  }
+  __device__ __forceinline__ void load_matrices(int r, int left) {
+    if (!STATIC_B) raw_B[r] = B.load(r, left);
+    if (!STATIC_C) raw_C[r] = C.load(r, left);
+  }
+  __device__ __forceinline__ void load_before(int r, int left) {
+    raw_u_before[r] = u_before.load(r, left);
+    if (GATED) raw_z_before[r] = z_before.load(r, left);
+  }
+  __device__ __forceinline__ void write_rows(int r, Tile& tile, int left) const {
+    const Four step = time_steps(raw_delta[r], bias, Channels::step(r) < left), input = times(step, widen(raw_u[r]));
+    Pack<Pack<Real, 2>, VECTOR> both;
 #pragma unroll
-    for (int r = 0; r < u.COUNT; ++r) {
-      if (!u.mine(r)) continue;
-      const Pack<Real, VECTOR> step = time_steps(delta.four[r], bias, with_softplus, u.step(r) < steps), wide = widen(u.four[r]);
-      Pack<Pack<Real, 2>, VECTOR> both;
+    for (int j = 0; j < VECTOR; ++j) both.at[j] = {step.at[j], input.at[j]};
+    if (Channels::mine(r)) *(Pack<Pack<Real, 2>, VECTOR>*)&tile.step[Channels::step(r)][Channels::column()] = both;
+  }
+  __device__ __forceinline__ void write_matrices(int r, Tile& tile) const {
+    if (!STATIC_B) Matrices::store(r, tile.B, widen(raw_B[r]));
+    if (!STATIC_C) Matrices::store(r, tile.C, widen(raw_C[r]));
+  }
+  // The sum over the warps, the skip connection and the gate, for the tile before, of which `left` steps are there.
+  __device__ __forceinline__ void finish(int r, const Real (*partial)[STEPS][CHANNELS], int left) const {
+    const int step = Channels::step(r);
+    if (!Channels::mine(r)) return;
+    Four sum = times(D, widen(raw_u_before[r]));
 #pragma unroll
-      for (int j = 0; j < VECTOR; ++j) both.at[j] = {step.at[j], step.at[j] * wide.at[j]};
-      *(Pack<Pack<Real, 2>, VECTOR>*)&tile.step[u.step(r)][u.column(r)] = both;
+    for (int g = 0; g < GROUPS; ++g) sum = plus(sum, *(const Four*)&partial[g][step][Channels::column()]);
+    if (GATED) sum = times(sum, silu(widen(raw_z_before[r])));
+    if (step < left && columns > 0) put(y + r * Channels::APART * width, sum, columns);
+  }
+  // Piece `piece` of what goes on while tile[k], of which and behind which `left` steps are there, is walked.
+  __device__ __forceinline__ void move(int piece, Shared& shared, int k, int left, bool first) {
+    if (piece < Channels::COUNT) {
+      finish(piece, shared.partial[k ^ 1], first ? 0 : STEPS);
+      load_before(piece, left);
+    } else if (piece < 2 * Channels::COUNT) {
+      write_rows(piece - Channels::COUNT, shared.tile[k ^ 1], left - STEPS);
+      load_rows(piece - Channels::COUNT, left - 2 * STEPS);
+    } else {
+      write_matrices(piece - 2 * Channels::COUNT, shared.tile[k ^ 1]);
+      load_matrices(piece - 2 * Channels::COUNT, left - 2 * STEPS);
     }
-    if (!STATIC_B) B.store(tile.B);
-    if (!STATIC_C) C.store(tile.C);
+  }
+  // The streams stand where the next load will be: two tiles behind the one that is walked, and in this one.
+  __device__ __forceinline__ void begin(Tile& tile, int left) {
+#pragma unroll
+    for (int again = 0; again < 2; ++again) {
+#pragma unroll
+      for (int r = 0; r < Channels::COUNT; ++r) {
+        if (again) write_rows(r, tile, left);
+        load_rows(r, left - again * STEPS);
+      }
+#pragma unroll
+      for (int r = 0; r < Matrices::COUNT; ++r) {
+        if (again) write_matrices(r, tile);
+        load_matrices(r, left - again * STEPS);
+      }
+      advance_next();
+    }
+  }
+  __device__ __forceinline__ void advance_next() {
+    u.advance(STEPS);
+    delta.advance(STEPS);
+    if (!STATIC_B) B.advance(STEPS);
+    if (!STATIC_C) C.advance(STEPS);
+  }
+  __device__ __forceinline__ void advance() {
+    advance_next();
+    u_before.advance(STEPS);
+    if (GATED) z_before.advance(STEPS);
+    y += STEPS * width;
   }
 };
 
-// STEPS steps of the recurrence for the states of one thread; y's share of them goes to `partial`.
-__device__ __forceinline__ void walk(const Tile& tile, Real (*partial)[CHANNELS], const States& A, const States& B, const States& C, States& h) {
+// UNROLL steps of the recurrence for the states of one thread; y's share of them goes to `partial`.
+__device__ __forceinline__ void walk(const Tile& tile, Real (*partial)[CHANNELS], int first, const States& A, const States& B, const States& C, States& h) {
   const int lane = threadIdx.x % WARP, n0 = threadIdx.x / WARP * STATES;
-#pragma unroll 1
-  for (int first = 0; first < STEPS; first += UNROLL) {
-    Pack<Real, 2> step[UNROLL];
-    Pack<Real, STATES> in[UNROLL], out[UNROLL];
-    Real y[UNROLL];
+  Pack<Real, 2> step[UNROLL];
+  Pack<Real, STATES> in[UNROLL], out[UNROLL];
+  Real y[UNROLL];
 #pragma unroll
-    for (int t = 0; t < UNROLL; ++t) {
-      step[t] = tile.step[first + t][lane];
-      in[t] = STATIC_B ? B : *(const Pack<Real, STATES>*)&tile.B[first + t][n0];
-      out[t] = STATIC_C ? C : *(const Pack<Real, STATES>*)&tile.C[first + t][n0];
+  for (int t = 0; t < UNROLL; ++t) {
+    step[t] = tile.step[first + t][lane];
+    in[t] = STATIC_B ? B : *(const Pack<Real, STATES>*)&tile.B[first + t][n0];
+    out[t] = STATIC_C ? C : *(const Pack<Real, STATES>*)&tile.C[first + t][n0];
+  }
+#pragma unroll
+  for (int t = 0; t < UNROLL; ++t) {
+    y[t] = 0;
+#pragma unroll
+    for (int i = 0; i < STATES; ++i) {
+      const Real exponent = step[t].at[0] * A.at[i];
+      h.at[i] = exp2_of(exponent) * h.at[i] + step[t].at[1] * in[t].at[i] * gain(exponent);
+      y[t] += out[t].at[i] * h.at[i];
     }
-#pragma unroll
-    for (int t = 0; t < UNROLL; ++t) {
-      y[t] = 0;
-#pragma unroll
-      for (int i = 0; i < STATES; ++i) {
-        const Real exponent = step[t].at[0] * A.at[i];
-        h.at[i] = exp2_of(exponent) * h.at[i] + step[t].at[1] * in[t].at[i] * gain(exponent);
-        y[t] += out[t].at[i] * h.at[i];
-      }
-    }
-#pragma unroll
-    for (int t = 0; t < UNROLL; ++t) partial[first + t][lane] = y[t];
   }
-}
-
-// The sum over the warps, the skip connection and the gate, for the fours of one thread.
-__device__ __forceinline__ void finish(const Arguments& a, const Place& place, const Real (*partial)[STEPS][CHANNELS], long long t, const Fetched<CHANNELS>& u, const Fetched<CHANNELS>& z, const Pack<Real, VECTOR>& D) {
-  const int steps = place.steps_from(t), columns = place.columns(a.in);
-  Element* const y = a.y + (place.row * a.in.length + t) * a.in.channels + place.channel;
 #pragma unroll
-  for (int r = 0; r < u.COUNT; ++r) {
-    if (!u.mine(r) || u.step(r) >= steps || u.column(r) >= columns) continue;
-    Pack<Real, VECTOR> sum = *(const Pack<Real, VECTOR>*)&partial[0][u.step(r)][u.column(r)];
-#pragma unroll
-    for (int g = 1; g < GROUPS; ++g) sum = plus(sum, *(const Pack<Real, VECTOR>*)&partial[g][u.step(r)][u.column(r)]);
-    sum = plus(sum, times(D, widen(u.four[r])));
-    if (a.in.z.data) sum = times(sum, silu(widen(z.four[r])));
-    put(y + u.step(r) * a.in.channels + u.column(r), sum, columns - u.column(r));
-  }
-}
-
-// The helpers' side: while a tile is walked, the sums of the one before become outputs and the one after is made ready.
-__device__ __forceinline__ void serve(const Arguments& a, const Place& place, Shared& shared) {
-  const Inputs& in = a.in;
-  const int column = place.channel + Fetched<CHANNELS>::column(0);
-  const Pack<Real, VECTOR> bias = per_channel(in.bias, column, in.channels), D = per_channel(in.D, column, in.channels);
-  Raw raw;
-  Fetched<CHANNELS> u, z;
-  raw.load(in, place, place.part.begin);
-  raw.write(shared.tile[0], bias, place.steps_from(place.part.begin), in.with_softplus);
-  if (place.part.begin + STEPS < place.part.end) raw.load(in, place, place.part.begin + STEPS);
-  __syncthreads();
-  int k = 0;
-  for (long long t = place.part.begin; t < place.part.end; t += STEPS, k ^= 1) {
-    const long long before = t - STEPS, next = t + STEPS;
-    if (before >= place.part.begin) finish(a, place, shared.partial[k ^ 1], before, u, z, D);
-    const int columns = place.columns(in);
-    u.load(in.u.at(place.row, t, place.channel), in.u.stride, place.steps_from(t), columns);
-    if (in.z.data) z.load(in.z.at(place.row, t, place.channel), in.z.stride, place.steps_from(t), columns);
-    if (next < place.part.end) raw.write(shared.tile[k ^ 1], bias, place.steps_from(next), in.with_softplus);
-    if (next + STEPS < place.part.end) raw.load(in, place, next + STEPS);
-    __syncthreads();
-    if (next >= place.part.end) finish(a, place, shared.partial[k], t, u, z, D);
-  }
+  for (int t = 0; t < UNROLL; ++t) partial[first + t][lane] = y[t];
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(const Arguments a) {
@@ -122,11 +154,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(const
   Shared& shared = *(Shared*)bytes;
   const Inputs& in = a.in;
   const Place place(in, blockIdx.x);
-  if (threadIdx.x >= WALKERS) {
-    serve(a, place, shared);
-    return;
-  }
-  const long long d = place.channel + threadIdx.x % WARP;
+  const long long d = place.channel + threadIdx.x % WARP, begin = place.part.begin, end = place.part.end;
   const int group = threadIdx.x / WARP, n0 = group * STATES;
   States A, B, C, h;
   A.load(in.A, d, n0, in);
@@ -138,12 +166,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(const
     h.load_row(a.carried, place.sequence * in.segments + place.segment, d, n0, in);
   else if (in.initial.data)
     h.load_row(in.initial, place.sequence, d, n0, in);
-  // One barrier a tile: behind it this tile's sums are whole, and the next tile is ready to be walked.
+
+  Mover mover(a, place);
+  mover.begin(shared.tile[0], place.left(begin));
   __syncthreads();
   int k = 0;
-  for (long long t = place.part.begin; t < place.part.end; t += STEPS, k ^= 1) {
-    walk(shared.tile[k], shared.partial[k][group], A, B, C, h);
+  long long t = begin;
+  for (; t < end; t += STEPS, k ^= 1) {
+    constexpr int WALKS = STEPS / UNROLL;
+    const int left = place.left(t);
+#pragma unroll
+    for (int w = 0; w < WALKS; ++w) {
+      walk(shared.tile[k], shared.partial[k][group], w * UNROLL, A, B, C, h);
+#pragma unroll
+      for (int piece = w * mover.PIECES / WALKS; piece < (w + 1) * mover.PIECES / WALKS; ++piece) mover.move(piece, shared, k, left, t == begin);
+    }
+    mover.advance();
+    // Behind the one barrier of a tile its sums are whole, and the next tile is ready to be walked.
     __syncthreads();
   }
+#pragma unroll
+  for (int r = 0; r < Dealt<CHANNELS>::COUNT; ++r)
+    if (t > begin) mover.finish(r, shared.partial[k ^ 1], place.left(t - STEPS));
   if (place.segment == in.segments - 1) h.store(a.final_state, place.sequence, d, n0, in);
 }

@@ -28,34 +28,56 @@ struct Shared {
   Tile tile[2];
 };
 
-struct Raw {
-  Fetched<CHANNELS> x, delta, z;
-  Fetched<PADDED> input;
+// What a thread moves: fours of the tile after the one that is walked.
+struct Mover {
+  using Channels = Dealt<CHANNELS>;
+  using Matrices = Dealt<PADDED>;
+  static constexpr int PIECES = Channels::COUNT + (STATIC_INPUT ? 0 : Matrices::COUNT);
+  static constexpr int ALONG = REVERSE ? -STEPS : STEPS;
 
-  __device__ __forceinline__ void load(const Arguments& a, const Place& place, long long t) {
-    const Inputs& in = a.in;
-    const Tensor<const Element>& source = REVERSE ? a.dy : in.u;
-    const Tensor<const void>& matrix = REVERSE ? in.C : in.B;
-    const int steps = place.steps_from(t), columns = place.columns(in);
-    delta.load(in.delta.at(place.row, t, place.channel), in.delta.stride, steps, columns);
-    x.load(source.at(place.row, t, place.channel), source.stride, steps, columns);
-    if (REVERSE && in.z.data) z.load(in.z.at(place.row, t, place.channel), in.z.stride, steps, columns);
-    if (!STATIC_INPUT) input.load(elements(matrix, place.row, t), matrix.stride, steps, in.n);
+  const Four bias;
+  Rows x, delta, z;
+  Columns input;
+  Raw raw_x[Channels::COUNT], raw_delta[Channels::COUNT], raw_z[Channels::COUNT], raw_input[Matrices::COUNT];
+
+  __device__ __forceinline__ Mover(const Arguments& a, const Place& place, long long t)
+      : bias(per_channel(a.in.bias, place.channel + Channels::column(), a.in.channels)),
+        x(rows_of(REVERSE ? a.dy : a.in.u, a.in, place, t)), delta(rows_of(a.in.delta, a.in, place, t)),
+        z(rows_of(a.in.z, a.in, place, t)), input(columns_of(REVERSE ? a.in.C : a.in.B, a.in, place, t)) {}
+
+  __device__ __forceinline__ void load_rows(int r, int left) {
+    raw_delta[r] = delta.load(r, left);
+    raw_x[r] = x.load(r, left);
+    if (REVERSE && GATED) raw_z[r] = z.load(r, left);
   }
-  __device__ __forceinline__ void write(const Inputs& in, Tile& tile, const Pack<Real, VECTOR>& bias, int steps) const {
+  __device__ __forceinline__ void load_matrix(int r, int left) {
+    if (!STATIC_INPUT) raw_input[r] = input.load(r, left);
+  }
+  __device__ __forceinline__ void write_rows(int r, Tile& tile, int left) const {
+    const Four step = time_steps(raw_delta[r], bias, Channels::step(r) < left);
+    Four wide = widen(raw_x[r]);
+    if (!REVERSE) wide = times(step, wide);
+    if (REVERSE && GATED) wide = times(wide, silu(widen(raw_z[r])));
+    Pack<Pack<Real, 2>, VECTOR> both;
 #pragma unroll
-    for (int r = 0; r < x.COUNT; ++r) {
-      if (!x.mine(r)) continue;
-      const Pack<Real, VECTOR> step = time_steps(delta.four[r], bias, in.with_softplus, x.step(r) < steps);
-      Pack<Real, VECTOR> wide = widen(x.four[r]);
-      if (!REVERSE) wide = times(step, wide);
-      if (REVERSE && in.z.data) wide = times(wide, silu(widen(z.four[r])));
-      Pack<Pack<Real, 2>, VECTOR> both;
-#pragma unroll
-      for (int j = 0; j < VECTOR; ++j) both.at[j] = {step.at[j], wide.at[j]};
-      *(Pack<Pack<Real, 2>, VECTOR>*)&tile.step[x.step(r)][x.column(r)] = both;
+    for (int j = 0; j < VECTOR; ++j) both.at[j] = {step.at[j], wide.at[j]};
+    if (Channels::mine(r)) *(Pack<Pack<Real, 2>, VECTOR>*)&tile.step[Channels::step(r)][Channels::column()] = both;
+  }
+  // Piece `piece` of making `tile` ready, of which `left` steps are there; then the one that comes next is asked for.
+  __device__ __forceinline__ void move(int piece, Tile& tile, int left, int left_next) {
+    if (piece < Channels::COUNT) {
+      write_rows(piece, tile, left);
+      load_rows(piece, left_next);
+    } else {
+      if (!STATIC_INPUT) Matrices::store(piece - Channels::COUNT, tile.input, widen(raw_input[piece - Channels::COUNT]));
+      load_matrix(piece - Channels::COUNT, left_next);
     }
-    if (!STATIC_INPUT) input.store(tile.input);
+  }
+  __device__ __forceinline__ void advance() {
+    x.advance(ALONG);
+    delta.advance(ALONG);
+    if (REVERSE && GATED) z.advance(ALONG);
+    if (!STATIC_INPUT) input.advance(ALONG);
   }
 };
 
@@ -94,23 +116,6 @@ __device__ __forceinline__ void keep(const Arguments& a, const Place& place, lon
 }
 #endif
 
-// The tile that is the m-th to be walked begins here.
-__device__ __forceinline__ long long tile_begin(const Place& place, long long tiles, long long m) {
-  return place.part.begin + (REVERSE ? tiles - 1 - m : m) * STEPS;
-}
-
-// The helpers' side: while a tile is walked, the next is made ready.
-__device__ __forceinline__ void serve(const Arguments& a, const Place& place, Shared& shared, long long tiles) {
-  const Pack<Real, VECTOR> bias = per_channel(a.in.bias, place.channel + Fetched<CHANNELS>::column(0), a.in.channels);
-  Raw raw;
-  if (tiles) raw.load(a, place, tile_begin(place, tiles, 0));
-  for (long long m = 0; m < tiles; ++m) {
-    raw.write(a.in, shared.tile[m & 1], bias, place.steps_from(tile_begin(place, tiles, m)));
-    if (m + 1 < tiles) raw.load(a, place, tile_begin(place, tiles, m + 1));
-    __syncthreads();
-  }
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_states(const Arguments a) {
   DYNAMIC_SHARED(bytes);
   Shared& shared = *(Shared*)bytes;
@@ -120,10 +125,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_states(const 
   // Nobody asks what the last segment to be walked leaves behind.
   if (place.segment == last && !CHECKPOINT) return;
   const long long tiles = (place.part.end - place.part.begin + STEPS - 1) / STEPS;
-  if (threadIdx.x >= WALKERS) {
-    serve(a, place, shared, tiles);
-    return;
-  }
   const long long d = place.channel + threadIdx.x % WARP;
   const int group = threadIdx.x / WARP, n0 = group * STATES;
   States A, fixed, h;
@@ -134,16 +135,34 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_states(const 
   const Tensor<const void>& start = REVERSE ? a.dfinal : in.initial;
   if (place.segment == first && start.data) h.load_row(start, place.sequence, d, n0, in);
   Real sum = 0;
+
+  // Where the tile that is walked m-th begins; beyond the last nothing is left.
+  const auto tile_begin = [&](long long m) { return place.part.begin + (REVERSE ? tiles - 1 - m : m) * STEPS; };
+  Mover mover(a, place, tile_begin(0));
+#pragma unroll
+  for (int r = 0; r < Dealt<CHANNELS>::COUNT; ++r) mover.load_rows(r, place.left(tile_begin(0)));
+#pragma unroll
+  for (int r = 0; r < Dealt<PADDED>::COUNT; ++r) mover.load_matrix(r, place.left(tile_begin(0)));
+  mover.advance();
+#pragma unroll
+  for (int piece = 0; piece < mover.PIECES; ++piece) mover.move(piece, shared.tile[0], place.left(tile_begin(0)), place.left(tile_begin(1)));
+  mover.advance();
   for (long long m = 0; m < tiles; ++m) {
-    // The helpers fill the other tile once everybody has come by here, which is when that one has been walked.
     __syncthreads();
-#pragma unroll 1
-    for (int at = 0; at < STEPS; at += UNROLL) {
+    constexpr int WALKS = STEPS / UNROLL;
+    const int left = place.left(tile_begin(m + 1)), left_next = place.left(tile_begin(m + 2));
+#pragma unroll
+    for (int w = 0; w < WALKS; ++w) {
+      const int at = w * UNROLL;
 #if CHECKPOINT
-      if (at % CHECKPOINT == 0) keep(a, place, tile_begin(place, tiles, m) + at, d, group, h, sum);
+      if (at % CHECKPOINT == 0) keep(a, place, tile_begin(m) + at, d, group, h, sum);
 #endif
       walk(shared.tile[m & 1], REVERSE ? STEPS - UNROLL - at : at, A, fixed, h, sum);
+#pragma unroll
+      for (int piece = w * mover.PIECES / WALKS; piece < (w + 1) * mover.PIECES / WALKS; ++piece)
+        mover.move(piece, shared.tile[~m & 1], left, left_next);
     }
+    mover.advance();
   }
   if (place.segment == last) return;
   const long long index = place.sequence * in.segments + place.segment;

@@ -6,15 +6,11 @@
 #pragma once
 #include "common.cuh"
 
-// Given as macros: STATES of a thread, GROUPS warps, HELPERS more warps, STEPS of a tile, UNROLL steps in flight, LANES
-// channels of a thread, BLOCKS that share a multiprocessor. ZOH, STATIC_B, STATIC_C are 0 or 1, and so is ALIGNED: every
-// row of every tensor can be read in fours.
+// Given as macros: STATES of a thread, GROUPS warps, STEPS of a tile, UNROLL steps in flight, LANES channels of a thread,
+// BLOCKS that share a multiprocessor. 0 or 1 are ZOH, SOFTPLUS, GATED (there is a z), STATIC_B, STATIC_C and ALIGNED:
+// every row of every tensor can be read in fours.
 constexpr int CHANNELS = WARP * LANES;
-constexpr int WALKERS = WARP * GROUPS;
-constexpr int THREADS = WALKERS + WARP * HELPERS;
-// Who moves the tiles: the helpers, which work on the tiles before and after while one is walked, or else everybody.
-constexpr int MOVERS = HELPERS ? WARP * HELPERS : THREADS;
-constexpr int FIRST_MOVER = HELPERS ? WALKERS : 0;
+constexpr int THREADS = WARP * GROUPS;
 constexpr int VECTOR = 4;
 // Segments begin at multiples of it, whatever the tile of the kernel at hand, so that all kernels cut alike.
 constexpr int GRAIN = 32;
@@ -26,7 +22,7 @@ struct Inputs {
   Tensor<const Element> u, delta, z;
   Tensor<const void> A, B, C, D, bias, initial;
   Tensor<const int> bounds;
-  long long sequences, length, channels, n, with_softplus, segments;
+  long long sequences, length, channels, n, segments;
 };
 
 struct Range {
@@ -54,8 +50,11 @@ struct Place {
     part.begin = part.begin < whole.end ? part.begin : whole.end;
     part.end = part.begin + steps < whole.end ? part.begin + steps : whole.end;
   }
-  // How much of the tile that begins at step t there is, and how many channels.
-  __device__ __forceinline__ int steps_from(long long t) const { return part.end - t < STEPS ? (int)(part.end - t) : STEPS; }
+  // Steps from t to the end of the segment, none where t lies outside; a few tiles' worth at most, which is all that is asked.
+  __device__ __forceinline__ int left(long long t) const {
+    const long long steps = t < part.begin ? 0 : part.end - t;
+    return steps < 4 * STEPS ? (int)(steps > 0 ? steps : 0) : 4 * STEPS;
+  }
   __device__ __forceinline__ int columns(const Inputs& in) const {
     return in.channels - channel < CHANNELS ? (int)(in.channels - channel) : CHANNELS;
   }
@@ -71,60 +70,75 @@ __device__ __forceinline__ long long checkpoint_slot(const Inputs& in, const Pla
 }
 #endif
 
-// A tile of a tensor (b l columns) on its way from memory: mover i holds every MOVERS-th four from the i-th on.
-template <int COLUMNS, int ROWS = STEPS>
-struct Fetched {
-  static constexpr int ALONG = COLUMNS / VECTOR;
-  static constexpr int FOURS = ROWS * ALONG;
-  static constexpr int COUNT = (FOURS + MOVERS - 1) / MOVERS;
-  Pack<Element, VECTOR> four[COUNT];
+typedef Pack<Element, VECTOR> Raw;
+typedef Pack<Real, VECTOR> Four;
 
-  __device__ __forceinline__ static int index(int r) { return (int)threadIdx.x - FIRST_MOVER + r * MOVERS; }
-  __device__ __forceinline__ static int step(int r) { return index(r) / ALONG; }
-  __device__ __forceinline__ static int column(int r) { return index(r) % ALONG * VECTOR; }
-  __device__ __forceinline__ static bool mine(int r) { return FOURS % MOVERS == 0 || index(r) < FOURS; }
-
-  // The tile whose first step lies at `from`; zeros from step `steps` and from column `columns` on.
-  __device__ __forceinline__ void load(const Element* from, const long long* stride, int steps, int columns) {
-#pragma unroll
-    for (int r = 0; r < COUNT; ++r) {
-      four[r] = {};
-      if (!mine(r) || step(r) >= steps || column(r) >= columns) continue;
-      const Element* at = from + step(r) * stride[1] + column(r) * stride[2];
-      if (ALIGNED) {
-        four[r] = *(const Pack<Element, VECTOR>*)at;
-      } else {
-#pragma unroll
-        for (int j = 0; j < VECTOR; ++j)
-          if (column(r) + j < columns) four[r].at[j] = at[j * stride[2]];
-      }
-    }
-  }
-  __device__ __forceinline__ void store(Real (*tile)[COLUMNS]) const {
-#pragma unroll
-    for (int r = 0; r < COUNT; ++r)
-      if (mine(r)) *(Pack<Real, VECTOR>*)&tile[step(r)][column(r)] = widen(four[r]);
-  }
-};
-
-// Selective B or C at one step: as elements, for only a static one is in Real.
-__device__ __forceinline__ const Element* elements(const Tensor<const void>& matrix, long long row, long long t) {
-  return (const Element*)matrix.data + row * matrix.stride[0] + t * matrix.stride[1];
-}
-
-__device__ __forceinline__ Pack<Real, VECTOR> plus(const Pack<Real, VECTOR>& x, const Pack<Real, VECTOR>& y) {
+__device__ __forceinline__ Four plus(const Four& x, const Four& y) {
   return {x.at[0] + y.at[0], x.at[1] + y.at[1], x.at[2] + y.at[2], x.at[3] + y.at[3]};
 }
-__device__ __forceinline__ Pack<Real, VECTOR> times(const Pack<Real, VECTOR>& x, const Pack<Real, VECTOR>& y) {
+__device__ __forceinline__ Four times(const Four& x, const Four& y) {
   return {x.at[0] * y.at[0], x.at[1] * y.at[1], x.at[2] * y.at[2], x.at[3] * y.at[3]};
 }
 
-__device__ __forceinline__ Pack<Real, VECTOR> silu(const Pack<Real, VECTOR>& x) {
+__device__ __forceinline__ Four silu(const Four& x) {
   return {x.at[0] * sigmoid(x.at[0]), x.at[1] * sigmoid(x.at[1]), x.at[2] * sigmoid(x.at[2]), x.at[3] * sigmoid(x.at[3])};
 }
 
+// How a tile of ROWS steps and COLUMNS columns is dealt out in fours: a thread's all lie in the same columns.
+template <int COLUMNS, int ROWS = STEPS>
+struct Dealt {
+  static constexpr int ALONG = COLUMNS / VECTOR, APART = THREADS / ALONG, COUNT = (ROWS + APART - 1) / APART;
+  static_assert(THREADS % ALONG == 0, "rows are dealt out whole");
+
+  __device__ __forceinline__ static int column() { return threadIdx.x % ALONG * VECTOR; }
+  __device__ __forceinline__ static int step(int r) { return threadIdx.x / ALONG + r * APART; }
+  __device__ __forceinline__ static bool mine(int r) { return ROWS % APART == 0 || step(r) < ROWS; }
+  __device__ __forceinline__ static void store(int r, Real (*tile)[COLUMNS], const Four& four) {
+    if (mine(r)) *(Four*)&tile[step(r)][column()] = four;
+  }
+};
+
+// A thread's fours of a tensor (b l columns), in the tile where the stream stands.
+template <int COLUMNS, int ROWS = STEPS>
+struct Stream : Dealt<COLUMNS, ROWS> {
+  using Dealt<COLUMNS, ROWS>::APART;
+  const Element* from;
+  long long along_l, along_columns;
+  int columns;  // from the thread's first on
+
+  // `data` is the first column of step 0; there are `width` columns.
+  __device__ __forceinline__ Stream(const Element* data, long long along_l, long long along_columns, int width, long long t)
+      : along_l(along_l), along_columns(along_columns), columns(width - this->column()) {
+    from = data + (t + this->step(0)) * along_l + this->column() * along_columns;
+  }
+  __device__ __forceinline__ void advance(long long steps) { from += steps * along_l; }
+
+  // Four r of a tile of which `left` steps are there; zeros elsewhere.
+  __device__ __forceinline__ Raw load(int r, int left) const {
+    Raw four = {};
+    if (!this->mine(r) || this->step(r) >= left || columns <= 0) return four;
+    const Element* at = from + r * APART * along_l;
+    if (ALIGNED) return *(const Raw*)at;
+#pragma unroll
+    for (int j = 0; j < VECTOR; ++j)
+      if (j < columns) four.at[j] = at[j * along_columns];
+    return four;
+  }
+};
+
+typedef Stream<CHANNELS> Rows;
+typedef Stream<PADDED> Columns;
+
+__device__ __forceinline__ Rows rows_of(const Tensor<const Element>& tensor, const Inputs& in, const Place& place, long long t) {
+  return Rows(tensor.at(place.row, 0, place.channel), tensor.stride[1], tensor.stride[2], place.columns(in), t);
+}
+// Selective B or C: elements, for only a static one is in Real.
+__device__ __forceinline__ Columns columns_of(const Tensor<const void>& matrix, const Inputs& in, const Place& place, long long t) {
+  return Columns((const Element*)matrix.data + place.row * matrix.stride[0], matrix.stride[1], matrix.stride[2], (int)in.n, t);
+}
+
 // Four numbers of a row of a contiguous (b l d) result.
-__device__ __forceinline__ void put(Element* to, const Pack<Real, VECTOR>& four, int columns) {
+__device__ __forceinline__ void put(Element* to, const Four& four, int columns) {
   const Pack<Element, VECTOR> narrowed = narrow(four);
   if (ALIGNED) {
     *(Pack<Element, VECTOR>*)to = narrowed;
@@ -166,8 +180,8 @@ struct States : Pack<Real, STATES> {
 };
 
 // Four channels' worth of a per-channel vector (d), zeros where there is none.
-__device__ __forceinline__ Pack<Real, VECTOR> per_channel(const Tensor<const void>& tensor, long long d, long long channels) {
-  Pack<Real, VECTOR> four = {};
+__device__ __forceinline__ Four per_channel(const Tensor<const void>& tensor, long long d, long long channels) {
+  Four four = {};
 #pragma unroll
   for (int j = 0; j < VECTOR; ++j)
     if (tensor.data && d + j < channels) four.at[j] = ((const Real*)tensor.data)[(d + j) * tensor.stride[0]];
@@ -175,16 +189,13 @@ __device__ __forceinline__ Pack<Real, VECTOR> per_channel(const Tensor<const voi
 }
 
 // Δ of four channels from what the projection gave; zeros (a decay of one and no input) past the end of a segment.
-__device__ __forceinline__ Pack<Real, VECTOR> time_steps(const Pack<Element, VECTOR>& delta, const Pack<Real, VECTOR>& bias, bool with_softplus, bool inside) {
-  Pack<Real, VECTOR> step = widen(delta);
+__device__ __forceinline__ Four time_steps(const Raw& delta, const Four& bias, bool inside) {
+  Four step = plus(widen(delta), bias);
 #pragma unroll
-  for (int j = 0; j < VECTOR; ++j) step.at[j] += bias.at[j];
-  if (with_softplus) {
-#pragma unroll
-    for (int j = 0; j < VECTOR; ++j) step.at[j] = softplus(step.at[j]);
+  for (int j = 0; j < VECTOR; ++j) {
+    if (SOFTPLUS) step.at[j] = softplus(step.at[j]);
+    step.at[j] = inside ? step.at[j] : (Real)0;
   }
-#pragma unroll
-  for (int j = 0; j < VECTOR; ++j) step.at[j] = inside ? step.at[j] : (Real)0;
   return step;
 }
 
