@@ -116,6 +116,7 @@ BACKENDS = (
             "numba_cuda_plan.py",
             "numba_cuda_probe.py",
             "numba_cuda_scan_kernels.py",
+            "numba_cuda_segments.py",
             "numba_cuda_step.py",
             "numba_cuda_tiles.py",
             "reference.py",

@@ -9,6 +9,7 @@ from . import numba_cuda_plan as plans
 from . import numba_cuda_scan_kernels as kernels
 from .numba_cuda_arrays import absent, launch
 from .numba_cuda_plan import Plan
+from .numba_cuda_segments import carried, carried_back, cut
 
 
 def scan_forward(
@@ -25,13 +26,16 @@ def scan_forward(
     delta_softplus: bool,
     discretisation: str,
 ) -> tuple[Tensor, Tensor]:
-    """As `reference.scan_forward`, with no more than its results in memory."""
+    """As `reference.scan_forward`, with no more than its results in memory, and a state of every segment."""
     plan = _plan(u, A, B, C, discretisation)
     rows, inputs = _inputs(plan, u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus)
+    segments = inputs[-2]
+    if segments > 1:
+        inputs, _ = carried(plan, inputs)
     y, final = u.new_empty(u.shape), A.new_empty(rows, *A.shape)
     kernel = kernels.scan_forward(plan)
     launch(kernel, u.device, rows * plan.blocks_across, plan.threads, *inputs, y, final)
-    return y, final
+    return y, final if segments == 1 else final[segments - 1 :: segments].contiguous()
 
 
 def scan_backward(
@@ -53,13 +57,16 @@ def scan_backward(
     """As `reference.scan_backward`; states are computed again, from one kept every `span` steps."""
     plan = _plan(u, A, B, C, discretisation)
     rows, inputs = _inputs(plan, u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus)
-    blocks, length = rows * plan.blocks_across, u.shape[1]
-    kept = A.new_empty(kernels.rows_of_kept(plan, rows, length, length, cu_seqlens is not None), *A.shape)
+    blocks, (segments, reach) = rows * plan.blocks_across, inputs[-2:]
+    if segments > 1:
+        inputs, elapsed = carried(plan, inputs)
+        dfinal_state = carried_back(plan, inputs, dy, dfinal_state, elapsed)
+    kept = A.new_empty(kernels.rows_of_kept(plan, rows, reach, u.shape[1], cu_seqlens is not None), *A.shape)
     final, elapsed = A.new_empty(rows, *A.shape), u.new_empty(rows, plan.d, dtype=torch.float64)
     launch(kernels.scan_keep(plan), u.device, blocks, plan.threads, *inputs, kept, final, elapsed)
     grads = _empty_gradients(plan, u, A, rows)
     launch(kernels.scan_backward(plan), u.device, blocks, plan.threads, *inputs, dy, dfinal_state, kept, *grads)
-    whole = _added_up(plan, grads)
+    whole = _added_up(plan, grads, segments)
     return tuple(map(_as_gradient, whole, (u, delta, A, B, C, D, z, delta_bias, initial_state)))
 
 
@@ -105,8 +112,9 @@ def _inputs(
     z = absent(3, plan.dtype, u) if z is None else z
     initial_state = absent(3, plan.work, u) if initial_state is None else initial_state
     bounds = absent(1, torch.int32, u) if cu_seqlens is None else cu_seqlens
-    rows = u.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
-    return rows, (u, delta, A[None], B, C, D, z, delta_bias, initial_state, bounds, given, 1, u.shape[1])
+    segments, reach = cut(plan, u, cu_seqlens)
+    rows = u.shape[0] * segments if cu_seqlens is None else len(cu_seqlens) - 1
+    return rows, (u, delta, A[None], B, C, D, z, delta_bias, initial_state, bounds, given, segments, reach)
 
 
 def _empty_gradients(plan: Plan, u: Tensor, A: Tensor, rows: int) -> tuple[Tensor, ...]:
@@ -124,7 +132,7 @@ def _empty_gradients(plan: Plan, u: Tensor, A: Tensor, rows: int) -> tuple[Tenso
     return du, ddelta, dz, dA, dB, dC, dD, dbias, A.new_empty(rows, d, n)
 
 
-def _added_up(plan: Plan, grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _added_up(plan: Plan, grads: tuple[Tensor, ...], segments: int) -> tuple[Tensor, ...]:
     """The gradients in the order of the scan's tensors, their parts summed in a fixed order."""
     du, ddelta, dz, dA, dB, dC, dD, dbias, dinitial = grads
     dB, dC = (
@@ -132,11 +140,13 @@ def _added_up(plan: Plan, grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     )
     if plan.selective_C and plan.is_complex:
         dC = 2 * dC.conj()
-    return du, ddelta, dA.sum(0), dB, dC, dD.sum(0), dz, dbias.sum(0), dinitial
+    return du, ddelta, dA.sum(0), dB, dC, dD.sum(0), dz, dbias.sum(0), dinitial[::segments]
 
 
 def _as_gradient(grad: Tensor, tensor: Tensor | None) -> Tensor | None:
     if tensor is None:
         return None
     grad = grad.real if grad.is_complex() and not tensor.is_complex() else grad
-    return grad.to(tensor.dtype).resolve_conj().contiguous()
+    grad = grad.to(tensor.dtype).resolve_conj().contiguous()
+    # The first row of several segments would keep the memory of all.
+    return grad if grad.untyped_storage().nbytes() == grad.nbytes else grad.clone()

@@ -25,7 +25,7 @@ class Backward(NamedTuple):
 def backward(plan: Plan) -> Backward:
     """The phases of a tile of the backward pass, in their order."""
     return Backward(
-        _stage_grads(plan),
+        stage_grads(plan),
         _write_gate(plan),
         _recompute(plan),
         _reverse(plan),
@@ -34,7 +34,8 @@ def backward(plan: Plan) -> Backward:
     )
 
 
-def _stage_grads(plan: Plan) -> Any:
+@cache
+def stage_grads(plan: Plan) -> Any:
     """The gradients of y before the gate."""
     widen, sigmoid, groups = elements(plan.dtype).widen, functions(plan.dtype, False).sigmoid, plan.groups
     zero = REAL[plan.dtype](0)
@@ -181,3 +182,21 @@ def _write_inputs(plan: Plan) -> Any:
             channel_sums[1] += dstep
 
     return device_function(write)
+
+
+@cache
+def retreat(plan: Plan) -> Any:
+    """The gradients of the states alone, back through a tile."""
+    states, selective_C, (_, scale) = plan.states, plan.selective_C, numbers(plan)
+    f = functions(plan.dtype, plan.is_complex)
+    exp, conj = f.exp, f.conj
+
+    def run(count, place, steps, grads, A, C_tile, C, dh):
+        _, c, g = place
+        for t in range(count - 1, -1, -1):
+            step, grad = steps[t, c], grads[t, c] * scale
+            for i in range(states):
+                dh[i] += conj(C_tile[t, g * states + i] if selective_C else C[i]) * grad
+                dh[i] *= conj(exp(step * A[i]))
+
+    return device_function(run)

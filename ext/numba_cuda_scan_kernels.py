@@ -49,7 +49,7 @@ def scan_forward(plan: Plan) -> Any:
         C_own = cuda.local.array(states, work)
         h = cuda.local.array(states, work)
         row, block = cuda.blockIdx.x // across, cuda.blockIdx.x % across
-        place, (batch, begin, end) = place_of(block), _extent(bounds, given, row, segments, reach, u.shape[1])
+        place, (batch, begin, end) = place_of(block), extent(bounds, given, row, segments, reach, u.shape[1])
         load(A, 0, place, A_own, True)
         load(B, 0, place, B_own, not selective_B)
         load(C, 0, place, C_own, not selective_C)
@@ -84,7 +84,7 @@ def scan_keep(plan: Plan) -> Any:
         B_own = cuda.local.array(states, work)
         h = cuda.local.array(states, work)
         row, block = cuda.blockIdx.x // across, cuda.blockIdx.x % across
-        place, (batch, begin, end) = place_of(block), _extent(bounds, given, row, segments, reach, u.shape[1])
+        place, (batch, begin, end) = place_of(block), extent(bounds, given, row, segments, reach, u.shape[1])
         channel, c, g = place
         load(A, 0, place, A_own, True)
         load(B, 0, place, B_own, not selective_B)
@@ -136,7 +136,7 @@ def scan_backward(plan: Plan) -> Any:
         sums = cuda.local.array((3, states), wide)
         channel_sums = cuda.local.array(2, types.float64)
         row, block = cuda.blockIdx.x // across, cuda.blockIdx.x % across
-        place, (batch, begin, end) = place_of(block), _extent(bounds, given, row, segments, reach, u.shape[1])
+        place, (batch, begin, end) = place_of(block), extent(bounds, given, row, segments, reach, u.shape[1])
         load(A, 0, place, A_own, True)
         load(B, 0, place, B_own, not selective_B)
         load(C, 0, place, C_own, not selective_C)
@@ -166,7 +166,7 @@ def _work(plan: Plan) -> Any:
 
 
 @device_function
-def _extent(bounds, given, row, segments, reach, length):
+def extent(bounds, given, row, segments, reach, length):
     """The place in the batch of a row, and its first and last step."""
     if given & PACKED:
         return np.int64(0), np.int64(bounds[row]), np.int64(bounds[row + 1])

@@ -9,6 +9,7 @@ import torch
 from mambalab.ext import numba_cuda_conv_kernels as conv
 from mambalab.ext import numba_cuda_norm as norm
 from mambalab.ext import numba_cuda_scan_kernels as scan
+from mambalab.ext import numba_cuda_segments as segments
 from mambalab.ext import numba_cuda_step as step
 from mambalab.ext.numba_cuda_arrays import cuda
 from mambalab.ext.numba_cuda_plan import Plan
@@ -41,16 +42,17 @@ def to_ptx(monkeypatch):
 
 
 def shared_bytes(ptx):
-    return sum(map(int, re.findall(r"^\.shared .*\[(\d+)\];$", ptx, re.MULTILINE)))
+    return sum(map(int, re.findall(r"\.shared \.align .*\[(\d+)\];", ptx)))
 
 
 @pytest.mark.parametrize("change", PLANS, ids=str)
 def test_every_scan_kernel_compiles_within_shared_memory(change):
     plan = Plan(**{**PLAIN, **change})
-    kernels = [make(plan) for make in (scan.scan_forward, scan.scan_keep, scan.scan_backward)]
+    makers = scan.scan_forward, scan.scan_keep, scan.scan_backward, segments._scan_retreat
+    kernels = [make(plan) for make in makers]
     assert all(".entry" in ptx and 0 < shared_bytes(ptx) <= SHARED for ptx in kernels)
     assert all("call.uni" not in ptx for ptx in kernels) or plan.is_complex
-    assert ".entry" in step._scan_step(plan)
+    assert all(".entry" in ptx for ptx in (step._scan_step(plan), segments._carry_kernel(plan)))
 
 
 def test_the_states_of_the_forward_pass_stay_in_registers_and_single_precision():

@@ -24,7 +24,7 @@ from ext_cases import (
     scan_case,
     strange,
 )
-from mambalab.ext import backends, reference, rms_norm, step_
+from mambalab.ext import backends, numba_cuda_segments, reference, rms_norm, step_
 from mambalab.ext.numba_cuda_arrays import SIMULATED, one_more_than
 from mambalab.ext.numba_cuda_math import elements
 from test_ext_step import mixer, states
@@ -152,6 +152,38 @@ def test_chunked_equals_whole():
         return torch.cat(outputs, 1), state
 
     assert_same(case.run(in_chunks), case.run(SCAN), case.dtype)
+
+
+@pytest.fixture
+def short_segments(monkeypatch):
+    """Segments of some 32 steps, as many as there may be."""
+    monkeypatch.setattr(numba_cuda_segments, "LEAST", 32)
+
+
+@pytest.mark.parametrize("length", [64, 65, 97, 130])
+@pytest.mark.parametrize("without", [(), ("initial_state", "z")], ids=["all", "bare"])
+@pytest.mark.parametrize("selective", ["ΔBC", ""])
+def test_segments_change_nothing(short_segments, length, without, selective):
+    case = scan_case(b=2, length=length, d=2, n=2, without=without, selective=selective)
+    assert_same(case.run(SCAN), expected_scan(case), case.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_segments_change_nothing_with_complex_dynamics(short_segments, dtype):
+    case = scan_case(length=100, d=2, n=2, complex_names=("A", "B", "C"), dtype=dtype, discretisation="zoh")
+    assert_same(case.run(SCAN), expected_scan(case), dtype)
+
+
+# As a GPU would do it without a word.
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_a_state_of_nothing_stays_nothing_in_segments_that_would_blow_it_up(short_segments):
+    case = scan_case(b=1, length=96, d=1, n=1, without=("initial_state", "delta_bias"), delta_softplus=False)
+    case.tensors["delta"] = torch.full((1, 96, 1), 5.0)
+    case.tensors["A"] = torch.ones(1, 1)
+    case.tensors["u"] = torch.zeros(1, 96, 1)
+    y, final_state = SCAN(**case.tensors, **case.options)
+    assert not y.any()
+    assert not final_state.any()
 
 
 def test_two_runs_give_the_same_bits():

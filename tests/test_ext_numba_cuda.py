@@ -86,7 +86,7 @@ def test_a_plan_fits_a_block(n, d, dtype, is_complex):
 
 
 def test_more_states_than_fit_are_refused():
-    with pytest.raises(ValueError, match="can't take n = 9999 states in torch.float32"):
+    with pytest.raises(ValueError, match=r"can't take n = 9999 states in torch\.float32"):
         Plan(dtype=torch.float32, is_complex=False, n=9999, d=1, selective_B=True, selective_C=True, zoh=False)
 
 
