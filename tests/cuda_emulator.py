@@ -22,9 +22,10 @@ SHIM = Path(__file__).parent / "cuda_emulator"
 CSRC = Path(ext.__file__).parent / "csrc"
 ORDERS = (("ascending", 0), ("descending", 0), ("shuffled", 1), ("shuffled", 2))
 # A GPU stops at an access that is not aligned to its size; the compiler's checks report to the runtime.
-CHECKS = ("-fsanitize=alignment,null,bounds",)
+CHECKS = ("-fsanitize=alignment,null,bounds,thread",)
 COMPILE = (
-    "g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-nostdlib",
+    "g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-fno-exceptions",
+    "-nostdlib",
     f"-I{SHIM}", "-DMAMBALAB_EMULATED=1",
 )  # fmt: skip
 LIBRARIES = ("-lm", "-lc", "-lgcc")

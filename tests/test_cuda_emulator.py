@@ -61,17 +61,34 @@ def test_masks_part_a_warp_and_threads_that_left_hold_nobody_up(order):
     assert y.tolist() == [0 if lane == 5 else 4 for lane in range(32)]
 
 
-def test_a_missing_barrier_shows_in_another_order():
-    x, rolled = numbers(64) + 1, (numbers(64) + 1).roll(1)
-    results = {
-        (order, defines): launched(
-            "neighbour", x, torch.zeros(64), threads=64, shared=256, defines=defines, order=order
-        ).equal(rolled)
-        for order in cuda_emulator.ORDERS
-        for defines in ((), (("RACE", 1),))
-    }
-    assert all(right for (_, defines), right in results.items() if not defines)
-    assert not any(right for (_, defines), right in results.items() if defines)
+def test_a_race_through_global_memory_shows_in_another_order():
+    x = numbers(64) + 1
+    results = [launched("relay", x, torch.zeros(128), threads=64, order=order)[64:] for order in cuda_emulator.ORDERS]
+    assert not any(result.equal(results[0]) for result in results[1:])
+
+
+@every_order
+@pytest.mark.parametrize(
+    ("threads", "barrier", "race"),
+    [(32, 0, True), (32, 1, True), (32, 2, False), (32, 3, False), (64, 0, True), (64, 2, True), (64, 3, False)],
+)
+def test_a_race_through_shared_memory_is_reported(order, threads, barrier, race):
+    x, y = numbers(threads), torch.zeros(threads)
+    given = {"threads": threads, "shared": 4 * threads, "order": order}
+    if race:
+        with pytest.raises(RuntimeError, match=r"neighbour: block 0: race: thread .* with no barrier between"):
+            launched("neighbour", x, y, defines=(("BARRIER", barrier),), **given)
+    else:
+        assert launched("neighbour", x, y, defines=(("BARRIER", barrier),), **given).equal(x.roll(1))
+
+
+@every_order
+def test_a_write_after_others_have_read_is_a_race(order):
+    with pytest.raises(RuntimeError, match=r"race: thread \d+ (writes .* which another reads|reads .* another writes)"):
+        launched(
+            "neighbour", numbers(64), torch.zeros(64), threads=64, shared=256, order=order,
+            defines=(("BARRIER", 3), ("AGAIN", 1)),
+        )  # fmt: skip
 
 
 def test_shared_memory_is_nan_at_the_start_of_every_block():

@@ -73,11 +73,14 @@ static void fail(const char *format, Values... values) {
 
 static void yield() { emulated_switch(&fibers[threadIdx.x].stack_pointer, scheduler); }
 
+#include "races.h"
+
 static void release_block() {
     if (at_block_barrier == 0 || at_block_barrier + done < now->threads) return;
     for (int i = 0; i < now->threads; ++i)
         if (fibers[i].state == AT_BLOCK_BARRIER) fibers[i].state = READY;
     at_block_barrier = 0;
+    ++block_epoch;
 }
 
 // Lets the lanes of `mask` go on, each with what it reads, once every one that still runs has come.
@@ -98,6 +101,7 @@ static void release_lanes(int warp, unsigned mask, const char *operation) {
         fiber.state = READY;
     }
     warps[warp].waiting &= ~lanes;
+    if (!strcmp(operation, "__syncwarp")) ++warp_epoch[warp];
 }
 
 extern "C" void emulated_syncthreads() {
@@ -226,6 +230,7 @@ static void run_block(unsigned *order) {
     memset(warps, 0, sizeof warps);
     memset(arena, POISON, 2 * CANARY + now->shared);
     at_block_barrier = done = 0;
+    ++block_epoch;
     for (int i = 0; i < now->threads; ++i) start(i);
     arrange(order, now->threads);
     while (done < now->threads && !failed) {
@@ -248,6 +253,8 @@ extern "C" void emulated_launch(
     body = kernel;
     failed = false;
     random_state = launch->seed * 2 + 0x9e3779b97f4a7c15ull;
+    static_first = first;
+    static_bytes = last - first;
     blockDim = {unsigned(launch->threads), 1, 1};
     gridDim = {unsigned(launch->blocks), 1, 1};
     if (bytes != 8 * launch->count)

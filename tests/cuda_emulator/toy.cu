@@ -50,15 +50,29 @@ extern "C" __global__ void halves(const Args args) {
   __syncthreads();
 }
 
-// Each thread reads its neighbour's x through shared memory; RACE leaves out the barrier between.
+// Each thread reads its neighbour's x through shared memory; BARRIER says what stands between: 0 nothing, 1 a shuffle,
+// 2 the barrier of a warp, 3 that of the block. AGAIN lets each write once more after it has read.
 extern "C" __global__ void neighbour(const Args args) {
   DYNAMIC_SHARED(memory);
   float* tile = (float*)memory;
   tile[threadIdx.x] = args.x[threadIdx.x];
-#ifndef RACE
+#if BARRIER == 1
+  __shfl_sync(ALL, 0, 0);
+#elif BARRIER == 2
+  __syncwarp();
+#elif BARRIER == 3
   __syncthreads();
 #endif
   args.y[threadIdx.x] = tile[threadIdx.x == 0 ? blockDim.x - 1 : threadIdx.x - 1];
+#ifdef AGAIN
+  tile[threadIdx.x] = 0;
+#endif
+}
+
+// The same through global memory, with nothing between.
+extern "C" __global__ void relay(const Args args) {
+  args.y[threadIdx.x] = args.x[threadIdx.x];
+  args.y[blockDim.x + threadIdx.x] = args.y[threadIdx.x == 0 ? blockDim.x - 1 : threadIdx.x - 1];
 }
 
 // Adds to what shared memory, its own and the launch's, held before anything was written there.
