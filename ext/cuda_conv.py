@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import cache
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from .cuda_arguments import FOUR, in_fours, plain, pointer, tensor
 from .cuda_geometry import WARP, Defines, element
 from .nvrtc import Variant
 
+FORWARD_COLUMNS = 4  # channels of a lane; on the way back more has to be kept of each
+BACKWARD_COLUMNS = 2
 RUNS = 8  # of a block, a warp each (conv.cu)
 THREADS = WARP * RUNS
 STEPS = 4  # what a run is a multiple of
@@ -28,7 +31,7 @@ def conv_forward(
     activation: str,
 ) -> tuple[Tensor, Tensor]:
     """As `reference.conv_forward`."""
-    call = _Call(x, weight, bias, initial_state, cu_seqlens, activation)
+    call = _Call(x, weight, bias, initial_state, cu_seqlens, activation, FORWARD_COLUMNS)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     final_state = torch.empty(call.state, dtype=x.dtype, device=x.device)
     defines = call.defines(in_fours(call.x) and in_fours(call.initial))
@@ -49,7 +52,7 @@ def conv_backward(
     activation: str,
 ) -> tuple[Tensor | None, ...]:
     """As `reference.conv_backward`: the values before the activation are computed again."""
-    call = _Call(x, weight, bias, initial_state, cu_seqlens, activation)
+    call = _Call(x, weight, bias, initial_state, cu_seqlens, activation, BACKWARD_COLUMNS)
     dy, dfinal_state = plain(dy), plain(dfinal_state)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dinitial = None if initial_state is None else torch.empty(call.state, dtype=x.dtype, device=x.device)
@@ -78,7 +81,7 @@ def summed(partial: Tensor, dtype: torch.dtype, *, matrix: bool, vector: bool) -
 
 
 def filter_defines(dtype: torch.dtype, weight: Tensor, silu: bool, aligned: bool) -> Defines:
-    """The macros of conv_tile.cuh; `aligned` says whether the activations can be read in fours."""
+    """The macros of conv_tile.cuh but COLUMNS; `aligned` says whether the activations can be read in fours."""
     together = weight.is_contiguous() and weight.data_ptr() % min(16, FOUR * weight.element_size()) == 0
     wide = weight.dtype != dtype or dtype in (torch.float32, torch.float64)
     return _defines(dtype, weight.shape[1], silu, wide, aligned and together)
@@ -86,13 +89,13 @@ def filter_defines(dtype: torch.dtype, weight: Tensor, silu: bool, aligned: bool
 
 def variants() -> Iterator[Variant]:
     """What is compiled ahead of time: the released models' convolution, and what the self-test asks."""
+    usual = [usual_defines(dtype) for dtype in (torch.bfloat16, torch.float16, torch.float32)]
+    kinds = [*product(usual, (0, 1)), (odd_defines(True), 0), (odd_defines(False), 1)]
+    for filters, packed in kinds:
+        for name, columns in (("conv_forward", FORWARD_COLUMNS), ("conv_backward", BACKWARD_COLUMNS)):
+            yield Variant("conv.cu", name, (*filters, ("COLUMNS", columns), ("PACKED", packed)))
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for name in ("conv_forward", "conv_backward"):
-            yield Variant("conv.cu", name, usual_defines(dtype))
         yield Variant("sum_parts.cu", "sum_parts", sum_defines(torch.float32, dtype))
-    for silu in (False, True):
-        for name in ("conv_forward", "conv_backward"):
-            yield Variant("conv.cu", name, odd_defines(silu))
 
 
 def usual_defines(dtype: torch.dtype) -> Defines:
@@ -116,13 +119,16 @@ class _Call:
         initial_state: Tensor | None,
         cu_seqlens: Tensor | None,
         activation: str,
+        columns: int,
     ) -> None:
         self.x, self.weight, self.bias, self.initial = plain(x), plain(weight), plain(bias), plain(initial_state)
         self.silu = activation == "silu"
         b, length, channels = x.shape
         sequences = b if cu_seqlens is None else cu_seqlens.shape[0] - 1
         self.state = (sequences, weight.shape[1] - 1, channels)
-        self.across = -(-channels // (WARP * FOUR))
+        self.columns = columns
+        self._shape = (("COLUMNS", columns), ("PACKED", int(cu_seqlens is not None)))
+        self.across = -(-channels // (WARP * columns))
         run = _run(b * self.across * length, x.device)
         self.walks = b * self.across * -(-length // (RUNS * run))
         self.words = (
@@ -132,12 +138,12 @@ class _Call:
 
     def defines(self, aligned: bool) -> Defines:
         """The macros; `aligned` says whether the activations can be read in fours."""
-        return filter_defines(self.x.dtype, self.weight, self.silu, aligned)
+        return *filter_defines(self.x.dtype, self.weight, self.silu, aligned), *self._shape
 
     def blocks_of_states(self) -> int:
-        """Enough for a thread for four channels of each sequence."""
+        """Enough for a thread for a few channels of each sequence."""
         sequences, past, channels = self.state
-        return -(-sequences * -(-channels // FOUR) // THREADS) if past else 0
+        return -(-sequences * -(-channels // self.columns) // THREADS) if past else 0
 
     def partial_sums(self) -> Tensor:
         """Room for the gradients of taps and bias, a part a block's runs."""

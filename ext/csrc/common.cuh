@@ -117,6 +117,24 @@ __device__ __forceinline__ Pack<Element, 4> narrow(const Pack<Real, 4>& wide) {
   return {narrow(wide.at[0]), narrow(wide.at[1]), narrow(wide.at[2]), narrow(wide.at[3])};
 #endif
 }
+// The same for two.
+__device__ __forceinline__ Pack<Real, 2> widen(const Pack<Element, 2>& narrow) {
+#if ELEMENT == 1
+  const unsigned bits = *(const unsigned*)&narrow;
+  return {__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u)};
+#else
+  return {widen(narrow.at[0]), widen(narrow.at[1])};
+#endif
+}
+__device__ __forceinline__ Pack<Element, 2> narrow(const Pack<Real, 2>& wide) {
+#if ELEMENT == 1 && !defined(MAMBALAB_EMULATED)
+  unsigned bits;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(wide.at[1]), "f"(wide.at[0]));
+  return *(const Pack<Element, 2>*)&bits;
+#else
+  return {narrow(wide.at[0]), narrow(wide.at[1])};
+#endif
+}
 
 constexpr double LOG2_E = 1.4426950408889634;
 

@@ -1,12 +1,13 @@
-// The causal convolution, forward and backward: a warp walks a run of steps, each lane for four neighbouring channels.
+// The causal convolution, forward and backward: a warp walks a run of steps, each lane for a few neighbouring channels.
 //
 // Runs are cut along l whatever is packed there: a run that begins inside a sequence reads the K - 1 inputs before it once
 // more, and going back the K - 1 steps behind it. No run waits for another.
+// PACKED says whether there are bounds of sequences.
 #include "conv_tile.cuh"
 
 constexpr int RUNS = 8;   // of a block, a warp each
 constexpr int THREADS = WARP * RUNS;
-constexpr int STEPS = sizeof(Element) == 2 ? 4 : 2;  // of a run that are taken together: 32 bytes of a lane
+constexpr int STEPS = 4 * COLUMNS * sizeof(Element) <= 32 ? 4 : 2;  // of a run that are taken together
 constexpr int PAST = K - 1;
 
 struct Inputs {
@@ -39,26 +40,26 @@ struct Place {
   int columns;
 
   __device__ Place(const Inputs& in) {
-    const long long across = (in.channels + WARP * FOUR - 1) / (WARP * FOUR);
+    const long long across = (in.channels + WARP * COLUMNS - 1) / (WARP * COLUMNS);
     const long long along = (in.length + RUNS * in.run - 1) / (RUNS * in.run);
     part = blockIdx.x / across;
     row = part / along;
     begin = (part % along * RUNS + threadIdx.x / WARP) * in.run;
     begin = begin < in.length ? begin : in.length;
     end = begin + in.run < in.length ? begin + in.run : in.length;
-    channel = (blockIdx.x % across * WARP + threadIdx.x % WARP) * FOUR;
-    columns = in.channels - channel < FOUR ? (int)(in.channels - channel) : FOUR;
+    channel = (blockIdx.x % across * WARP + threadIdx.x % WARP) * COLUMNS;
+    columns = in.channels - channel < COLUMNS ? (int)(in.channels - channel) : COLUMNS;
   }
 };
 
 __device__ __forceinline__ Sequence sequence(const Inputs& in, long long index) {
-  if (!in.bounds.data) return {index, 0, in.length};
+  if (!PACKED) return {index, 0, in.length};
   return {index, *in.bounds.row(index), *in.bounds.row(index + 1)};
 }
 
 // The sequence that step t lies in: the last one that begins there or before, which is not empty.
 __device__ __forceinline__ Sequence sequence_at(const Inputs& in, long long row, long long t) {
-  if (!in.bounds.data) return sequence(in, row);
+  if (!PACKED) return sequence(in, row);
   long long low = 0, high = in.sequences - 1;
   while (low < high) {
     const long long middle = (low + high + 1) / 2;
@@ -69,7 +70,7 @@ __device__ __forceinline__ Sequence sequence_at(const Inputs& in, long long row,
 }
 
 // Input t of a sequence; the state holds those before its first, and zeros are there without one.
-__device__ __forceinline__ Short input(const Inputs& in, const Sequence& s, long long row, long long t, long long d, int columns) {
+__device__ __forceinline__ Narrow input(const Inputs& in, const Sequence& s, long long row, long long t, long long d, int columns) {
   if (t >= s.begin) return fetch(in.x.at(row, t, d), in.x.stride[2], columns);
   if (!in.initial.data) return {};
   return fetch(in.initial.at(s.index, PAST + t - s.begin, d), in.initial.stride[2], columns);
@@ -77,20 +78,20 @@ __device__ __forceinline__ Short input(const Inputs& in, const Sequence& s, long
 
 // STEPS steps of a tensor (b l d) on their way from memory; zeros past the last one.
 struct Chunk {
-  Short four[STEPS];
+  Narrow step[STEPS];
 
   __device__ __forceinline__ void load(const Element* from, const long long* stride, int steps, int columns) {
 #pragma unroll
     for (int i = 0; i < STEPS; ++i) {
-      four[i] = {};
-      if (i < steps) four[i] = fetch(from + i * stride[1], stride[2], columns);
+      step[i] = {};
+      if (i < steps) step[i] = fetch(from + i * stride[1], stride[2], columns);
     }
   }
 };
 
 // The last K numbers of something at each of STEPS steps; the first PAST are those before the chunk.
 struct Window {
-  Four at[PAST + STEPS];
+  Wide at[PAST + STEPS];
 
   __device__ __forceinline__ void shift() {
 #pragma unroll UNROLLED
@@ -116,7 +117,7 @@ __device__ __forceinline__ void walk(const ForwardArguments& a, const Place& pla
 #pragma unroll 1
   for (int e = 0; e < count; e += STEPS) {
 #pragma unroll
-    for (int i = 0; i < STEPS; ++i) x.at[PAST + i] = widen(next.four[i]);
+    for (int i = 0; i < STEPS; ++i) x.at[PAST + i] = widen(next.step[i]);
     from += STEPS * in.x.stride[1];
     next.load(from, in.x.stride, count - e - STEPS, place.columns);
 #pragma unroll
@@ -127,15 +128,15 @@ __device__ __forceinline__ void walk(const ForwardArguments& a, const Place& pla
   }
 }
 
-// The last K - 1 inputs of each sequence, a thread for four channels.
+// The last K - 1 inputs of each sequence, a thread for a few channels.
 __device__ __forceinline__ void keep_last(const ForwardArguments& a, long long index) {
   const Inputs& in = a.in;
-  const long long fours = (in.channels + FOUR - 1) / FOUR, d = index % fours * FOUR;
-  if (index / fours >= in.sequences) return;
-  const Sequence s = sequence(in, index / fours);
-  const int columns = in.channels - d < FOUR ? (int)(in.channels - d) : FOUR;
+  const long long groups = (in.channels + COLUMNS - 1) / COLUMNS, d = index % groups * COLUMNS;
+  if (index / groups >= in.sequences) return;
+  const Sequence s = sequence(in, index / groups);
+  const int columns = in.channels - d < COLUMNS ? (int)(in.channels - d) : COLUMNS;
   for (int j = 0; j < PAST; ++j)
-    keep(a.final_state + (s.index * PAST + j) * in.channels + d, input(in, s, in.bounds.data ? 0 : s.index, s.end - PAST + j, d, columns), columns);
+    keep(a.final_state + (s.index * PAST + j) * in.channels + d, input(in, s, PACKED ? 0 : s.index, s.end - PAST + j, d, columns), columns);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) conv_forward(const ForwardArguments a) {
@@ -144,33 +145,32 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_forward(const Forward
   if (place.columns <= 0) return;
   Taps taps;
   taps.load(a.in.weight, a.in.bias, place.channel, place.columns);
-  for (long long t = place.begin; t < place.end;) {
+  for (long long t = place.begin, stop; t < place.end; t = stop) {
     const Sequence s = sequence_at(a.in, place.row, t);
-    const long long stop = s.end < place.end ? s.end : place.end;
+    stop = PACKED && s.end < place.end ? s.end : place.end;
     walk(a, place, s, taps, t, stop);
-    t = stop;
   }
 }
 
 // What a thread adds up of the gradients of its taps and bias.
 struct Sums {
-  Four tap[K + 1];
+  Wide tap[K + 1];
 };
 
 // The gradient before the activation, from that of y and the value there.
-__device__ __forceinline__ Four before_activation(const Short& dy, const Four& value) {
-  Four grad = widen(dy);
+__device__ __forceinline__ Wide before_activation(const Narrow& dy, const Wide& value) {
+  Wide grad = widen(dy);
 #pragma unroll
-  for (int c = 0; c < FOUR; ++c) {
+  for (int c = 0; c < COLUMNS; ++c) {
     const Real gate = sigmoid(value.at[c]);
     if (SILU) grad.at[c] *= gate * (1 + value.at[c] * (1 - gate));
   }
   return grad;
 }
 
-__device__ __forceinline__ void add(Sums& sums, const Four& grad, const Four* window) {
+__device__ __forceinline__ void add(Sums& sums, const Wide& grad, const Wide* window) {
 #pragma unroll
-  for (int c = 0; c < FOUR; ++c) {
+  for (int c = 0; c < COLUMNS; ++c) {
     sums.tap[K].at[c] += grad.at[c];
 #pragma unroll UNROLLED
     for (int j = 0; j < K; ++j) sums.tap[j].at[c] += grad.at[c] * window[j].at[c];
@@ -197,21 +197,21 @@ __device__ __forceinline__ void retreat(const BackwardArguments& a, const Place&
     dy_from += STEPS * a.dy.stride[1];
 #pragma unroll
     for (int i = 0; i < STEPS; ++i) {
-      x.at[PAST + i] = widen(inputs.four[i]);
+      x.at[PAST + i] = widen(inputs.step[i]);
       grads.at[PAST + i] = {};
-      if (e + i < inside) grads.at[PAST + i] = before_activation(dy.four[i], taps.filter(x.at + i));
+      if (e + i < inside) grads.at[PAST + i] = before_activation(dy.step[i], taps.filter(x.at + i));
       if (e + i < count) add(sums, grads.at[PAST + i], x.at + i);
     }
 #pragma unroll
     for (int i = 0; i < STEPS; ++i) {
       const int target = e + i - PAST;
       if (target >= count || (target < 0 && !first)) continue;
-      Four sum = {};
+      Wide sum = {};
       if (e + i >= inside) sum = widen(fetch(a.dfinal.at(s.index, e + i - inside, place.channel), a.dfinal.stride[2], place.columns));
 #pragma unroll UNROLLED
       for (int j = 0; j < K; ++j)
 #pragma unroll
-        for (int c = 0; c < FOUR; ++c) sum.at[c] += taps.weight[j].at[c] * grads.at[PAST + i - j].at[c];
+        for (int c = 0; c < COLUMNS; ++c) sum.at[c] += taps.weight[j].at[c] * grads.at[PAST + i - j].at[c];
       keep(target < 0 ? dinitial + (target + PAST) * in.channels : dx + target * in.channels, narrow(sum), place.columns);
     }
     x.shift();
@@ -222,16 +222,16 @@ __device__ __forceinline__ void retreat(const BackwardArguments& a, const Place&
 // An empty sequence hands its state on, and so its gradient.
 __device__ __forceinline__ void hand_back(const BackwardArguments& a, long long index) {
   const Inputs& in = a.in;
-  const long long fours = (in.channels + FOUR - 1) / FOUR, d = index % fours * FOUR;
-  if (index / fours >= in.sequences) return;
-  const Sequence s = sequence(in, index / fours);
-  const int columns = in.channels - d < FOUR ? (int)(in.channels - d) : FOUR;
+  const long long groups = (in.channels + COLUMNS - 1) / COLUMNS, d = index % groups * COLUMNS;
+  if (index / groups >= in.sequences) return;
+  const Sequence s = sequence(in, index / groups);
+  const int columns = in.channels - d < COLUMNS ? (int)(in.channels - d) : COLUMNS;
   for (int j = 0; j < PAST && s.begin == s.end; ++j)
     keep(a.dinitial + (s.index * PAST + j) * in.channels + d, fetch(a.dfinal.at(s.index, j, d), a.dfinal.stride[2], columns), columns);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2) conv_backward(const BackwardArguments a) {
-  __shared__ Four share[RUNS][WARP];
+  __shared__ Wide share[RUNS][WARP];
   if (blockIdx.x >= a.in.walks) return hand_back(a, (blockIdx.x - a.in.walks) * THREADS + threadIdx.x);
   const Place place(a.in);
   const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -239,11 +239,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) conv_backward(const Bac
   if (place.columns > 0) {
     Taps taps;
     taps.load(a.in.weight, a.in.bias, place.channel, place.columns);
-    for (long long t = place.begin; t < place.end;) {
+    for (long long t = place.begin, stop; t < place.end; t = stop) {
       const Sequence s = sequence_at(a.in, place.row, t);
-      const long long stop = s.end < place.end ? s.end : place.end;
+      stop = PACKED && s.end < place.end ? s.end : place.end;
       retreat(a, place, s, taps, t, stop, sums);
-      t = stop;
     }
   }
 #pragma unroll UNROLLED
@@ -252,13 +251,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) conv_backward(const Bac
     __syncthreads();
     // The warps take turns, and each adds up in the order of the runs.
     if (warp == j % RUNS && place.columns > 0) {
-      Four sum = {};
+      Wide sum = {};
       for (int w = 0; w < RUNS; ++w)
 #pragma unroll
-        for (int c = 0; c < FOUR; ++c) sum.at[c] += share[w][lane].at[c];
+        for (int c = 0; c < COLUMNS; ++c) sum.at[c] += share[w][lane].at[c];
       Real* const to = a.partial + (place.part * (K + 1) + j) * a.in.channels + place.channel;
 #pragma unroll
-      for (int c = 0; c < FOUR; ++c)
+      for (int c = 0; c < COLUMNS; ++c)
         if (c < place.columns) to[c] = sum.at[c];
     }
     __syncthreads();

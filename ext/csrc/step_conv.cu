@@ -1,4 +1,5 @@
 // One token of the convolution: by itself, with its state moved on, or with its part of the projection that follows.
+#define COLUMNS 4
 #include "conv_tile.cuh"
 
 // FOURS fours of a lane are the channels that a block of the projection takes; only step_project reads it.
@@ -9,7 +10,7 @@
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / WARP;
 constexpr int PAST = K - 1;
-constexpr int SLICE = FOURS * WARP * FOUR;
+constexpr int SLICE = FOURS * WARP * COLUMNS;
 
 struct ConvArguments {
   Tensor<const Element> x;          // (b d)
@@ -27,12 +28,12 @@ struct ProjectArguments {
 };
 
 __device__ __forceinline__ int columns_from(const ConvArguments& a, long long d) {
-  return a.channels - d < FOUR ? (int)(a.channels - d) : FOUR;
+  return a.channels - d < COLUMNS ? (int)(a.channels - d) : COLUMNS;
 }
 
 // The last K inputs of four channels.
 struct Window {
-  Short at[K];
+  Narrow at[K];
 
   __device__ __forceinline__ void load(const ConvArguments& a, long long row, long long d) {
 #pragma unroll UNROLLED
@@ -41,9 +42,9 @@ struct Window {
   }
 };
 
-__device__ __forceinline__ Short output(const ConvArguments& a, const Window& given, long long d) {
+__device__ __forceinline__ Narrow output(const ConvArguments& a, const Window& given, long long d) {
   Taps taps;
-  Four x[K];
+  Wide x[K];
   taps.load(a.weight, a.bias, d, columns_from(a, d));
 #pragma unroll UNROLLED
   for (int j = 0; j < K; ++j) x[j] = widen(given.at[j]);
@@ -53,7 +54,7 @@ __device__ __forceinline__ Short output(const ConvArguments& a, const Window& gi
 // A thread for four channels of a row.
 extern "C" __global__ void __launch_bounds__(THREADS) step_conv(const ConvArguments a) {
   const long long index = (long long)blockIdx.x * THREADS + threadIdx.x;
-  const long long fours = (a.channels + FOUR - 1) / FOUR, row = index / fours, d = index % fours * FOUR;
+  const long long fours = (a.channels + COLUMNS - 1) / COLUMNS, row = index / fours, d = index % fours * COLUMNS;
   if (row >= a.rows) return;
   Window x;
   x.load(a, row, d);
@@ -72,36 +73,36 @@ extern "C" __global__ void __launch_bounds__(THREADS) step_project(const Project
   const long long target = group * WARPS + threadIdx.x / WARP;
   const int lane = threadIdx.x % WARP;
   // On their way while the convolution is computed.
-  Short matrix[FOURS];
+  Narrow matrix[FOURS];
 #pragma unroll
   for (int f = 0; f < FOURS; ++f) {
-    const long long d = first + (f * WARP + lane) * FOUR;
+    const long long d = first + (f * WARP + lane) * COLUMNS;
     matrix[f] = {};
     if (target < a.outputs && d < conv.channels) matrix[f] = fetch(a.matrix.at(target, d, 0), a.matrix.stride[1], columns_from(conv, d));
   }
-  for (int index = threadIdx.x; index < conv.rows * (SLICE / FOUR); index += THREADS) {
-    const long long row = index / (SLICE / FOUR), d = first + index % (SLICE / FOUR) * FOUR;
-    Short u = {};
+  for (int index = threadIdx.x; index < conv.rows * (SLICE / COLUMNS); index += THREADS) {
+    const long long row = index / (SLICE / COLUMNS), d = first + index % (SLICE / COLUMNS) * COLUMNS;
+    Narrow u = {};
     if (d < conv.channels) {
       Window x;
       x.load(conv, row, d);
       u = output(conv, x, d);
       if (group == 0) keep(conv.u + row * conv.channels + d, u, columns_from(conv, d));
     }
-    Four wide = widen(u);
+    Wide wide = widen(u);
 #pragma unroll
-    for (int c = 0; c < FOUR; ++c)
+    for (int c = 0; c < COLUMNS; ++c)
       if (d + c >= conv.channels) wide.at[c] = 0;
-    *(Four*)&shared[index * FOUR] = wide;
+    *(Wide*)&shared[index * COLUMNS] = wide;
   }
   __syncthreads();
   for (int row = 0; row < conv.rows; ++row) {
     Real sum = 0;
 #pragma unroll
     for (int f = 0; f < FOURS; ++f) {
-      const Four weight = widen(matrix[f]), u = *(const Four*)&shared[row * SLICE + (f * WARP + lane) * FOUR];
+      const Wide weight = widen(matrix[f]), u = *(const Wide*)&shared[row * SLICE + (f * WARP + lane) * COLUMNS];
 #pragma unroll
-      for (int c = 0; c < FOUR; ++c) sum += weight.at[c] * u.at[c];
+      for (int c = 0; c < COLUMNS; ++c) sum += weight.at[c] * u.at[c];
     }
 #pragma unroll
     for (int by = WARP / 2; by > 0; by /= 2) sum += __shfl_xor_sync(ALL, sum, by);
