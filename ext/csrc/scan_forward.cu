@@ -14,7 +14,7 @@ struct Arguments {
 };
 
 struct Tile {
-  Pack<Real, 2> step[STEPS][CHANNELS];  // Δ and Δu
+  Pair step[STEPS][CHANNELS];  // Δ and Δu
   Real B[STATIC_B ? 1 : STEPS][PADDED], C[STATIC_C ? 1 : STEPS][PADDED];
 };
 
@@ -27,7 +27,7 @@ struct Shared {
 struct Mover {
   using Channels = Dealt<CHANNELS>;
   using Matrices = Dealt<PADDED>;
-  static constexpr int PIECES = 2 * Channels::COUNT + (STATIC_B && STATIC_C ? 0 : Matrices::COUNT);
+  static constexpr int PIECES = 2 * Channels::COUNT + 1;
 
   const int columns;
   const long long width;
@@ -60,10 +60,7 @@ struct Mover {
   }
   __device__ __forceinline__ void write_rows(int r, Tile& tile, int left) const {
     const Four step = time_steps(raw_delta[r], bias, Channels::step(r) < left), input = times(step, widen(raw_u[r]));
-    Pack<Pack<Real, 2>, VECTOR> both;
-#pragma unroll
-    for (int j = 0; j < VECTOR; ++j) both.at[j] = {step.at[j], input.at[j]};
-    if (Channels::mine(r)) *(Pack<Pack<Real, 2>, VECTOR>*)&tile.step[Channels::step(r)][Channels::column()] = both;
+    if (Channels::mine(r)) store_pairs(tile.step[Channels::step(r)], Channels::column(), step, input);
   }
   __device__ __forceinline__ void write_matrices(int r, Tile& tile) const {
     if (!STATIC_B) Matrices::store(r, tile.B, widen(raw_B[r]));
@@ -79,17 +76,22 @@ struct Mover {
     if (GATED) sum = times(sum, silu(widen(raw_z_before[r])));
     if (step < left && columns > 0) put(y + r * Channels::APART * width, sum, columns);
   }
-  // Piece `piece` of what goes on while tile[k], of which and behind which `left` steps are there, is walked.
+  // Piece `piece` of what goes on while tile[k], of which and behind which `left` steps are there, is walked. What is
+  // loaded is asked for at once, behind its predecessors' last use, and has until the next tile to come.
   __device__ __forceinline__ void move(int piece, Shared& shared, int k, int left, bool first) {
     if (piece < Channels::COUNT) {
-      finish(piece, shared.partial[k ^ 1], first ? 0 : STEPS);
-      load_before(piece, left);
+      write_rows(piece, shared.tile[k ^ 1], left - STEPS);
     } else if (piece < 2 * Channels::COUNT) {
-      write_rows(piece - Channels::COUNT, shared.tile[k ^ 1], left - STEPS);
-      load_rows(piece - Channels::COUNT, left - 2 * STEPS);
+      finish(piece - Channels::COUNT, shared.partial[k ^ 1], first ? 0 : STEPS);
     } else {
-      write_matrices(piece - 2 * Channels::COUNT, shared.tile[k ^ 1]);
-      load_matrices(piece - 2 * Channels::COUNT, left - 2 * STEPS);
+#pragma unroll
+      for (int r = 0; r < Matrices::COUNT; ++r) write_matrices(r, shared.tile[k ^ 1]);
+#pragma unroll
+      for (int r = 0; r < Channels::COUNT; ++r) load_rows(r, left - 2 * STEPS);
+#pragma unroll
+      for (int r = 0; r < Matrices::COUNT; ++r) load_matrices(r, left - 2 * STEPS);
+#pragma unroll
+      for (int r = 0; r < Channels::COUNT; ++r) load_before(r, left);
     }
   }
   // The streams stand where the next load will be: two tiles behind the one that is walked, and in this one.
@@ -123,30 +125,35 @@ struct Mover {
   }
 };
 
-// UNROLL steps of the recurrence for the states of one thread; y's share of them goes to `partial`.
-__device__ __forceinline__ void walk(const Tile& tile, Real (*partial)[CHANNELS], int first, const States& A, const States& B, const States& C, States& h) {
-  const int lane = threadIdx.x % WARP, n0 = threadIdx.x / WARP * STATES;
-  Pack<Real, 2> step[UNROLL];
+// What UNROLL steps of the recurrence need, read while the steps before them are computed.
+struct Operands {
+  Pair step[UNROLL];
   Pack<Real, STATES> in[UNROLL], out[UNROLL];
-  Real y[UNROLL];
+
+  __device__ __forceinline__ void load(const Tile& tile, int first, const States& B, const States& C) {
+    const int slot = pair_slot(threadIdx.x % WARP), n0 = threadIdx.x / WARP * STATES;
 #pragma unroll
-  for (int t = 0; t < UNROLL; ++t) {
-    step[t] = tile.step[first + t][lane];
-    in[t] = STATIC_B ? B : *(const Pack<Real, STATES>*)&tile.B[first + t][n0];
-    out[t] = STATIC_C ? C : *(const Pack<Real, STATES>*)&tile.C[first + t][n0];
-  }
-#pragma unroll
-  for (int t = 0; t < UNROLL; ++t) {
-    y[t] = 0;
-#pragma unroll
-    for (int i = 0; i < STATES; ++i) {
-      const Real exponent = step[t].at[0] * A.at[i];
-      h.at[i] = exp2_of(exponent) * h.at[i] + step[t].at[1] * in[t].at[i] * gain(exponent);
-      y[t] += out[t].at[i] * h.at[i];
+    for (int t = 0; t < UNROLL; ++t) {
+      step[t] = tile.step[first + t][slot];
+      in[t] = STATIC_B ? B : *(const Pack<Real, STATES>*)&tile.B[first + t][n0];
+      out[t] = STATIC_C ? C : *(const Pack<Real, STATES>*)&tile.C[first + t][n0];
     }
   }
+};
+
+// UNROLL steps of the recurrence for the states of one thread; y's share of them goes to `partial`.
+__device__ __forceinline__ void walk(const Operands& given, Real (*partial)[CHANNELS], const States& A, States& h) {
 #pragma unroll
-  for (int t = 0; t < UNROLL; ++t) partial[first + t][lane] = y[t];
+  for (int t = 0; t < UNROLL; ++t) {
+    Real y = 0;
+#pragma unroll
+    for (int i = 0; i < STATES; ++i) {
+      const Real exponent = given.step[t].at[0] * A.at[i];
+      h.at[i] = exp2_of(exponent) * h.at[i] + given.step[t].at[1] * given.in[t].at[i] * gain(exponent);
+      y += given.out[t].at[i] * h.at[i];
+    }
+    partial[t][threadIdx.x % WARP] = y;
+  }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(const Arguments a) {
@@ -175,9 +182,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(const
   for (; t < end; t += STEPS, k ^= 1) {
     constexpr int WALKS = STEPS / UNROLL;
     const int left = place.left(t);
+    Operands operands, next;
+    next.load(shared.tile[k], 0, B, C);
 #pragma unroll
     for (int w = 0; w < WALKS; ++w) {
-      walk(shared.tile[k], shared.partial[k][group], w * UNROLL, A, B, C, h);
+      operands = next;
+      if (w + 1 < WALKS) next.load(shared.tile[k], (w + 1) * UNROLL, B, C);
+      walk(operands, &shared.partial[k][group][w * UNROLL], A, h);
 #pragma unroll
       for (int piece = w * mover.PIECES / WALKS; piece < (w + 1) * mover.PIECES / WALKS; ++piece) mover.move(piece, shared, k, left, t == begin);
     }

@@ -20,7 +20,7 @@ struct Arguments {
 constexpr bool STATIC_INPUT = REVERSE ? STATIC_C : STATIC_B;
 
 struct Tile {
-  Pack<Real, 2> step[STEPS][CHANNELS];  // Δ, and Δu or dy'
+  Pair step[STEPS][CHANNELS];  // Δ, and Δu or dy'
   Real input[STATIC_INPUT ? 1 : STEPS][PADDED];
 };
 
@@ -32,7 +32,7 @@ struct Shared {
 struct Mover {
   using Channels = Dealt<CHANNELS>;
   using Matrices = Dealt<PADDED>;
-  static constexpr int PIECES = Channels::COUNT + (STATIC_INPUT ? 0 : Matrices::COUNT);
+  static constexpr int PIECES = Channels::COUNT + 1;
   static constexpr int ALONG = REVERSE ? -STEPS : STEPS;
 
   const Four bias;
@@ -58,20 +58,25 @@ struct Mover {
     Four wide = widen(raw_x[r]);
     if (!REVERSE) wide = times(step, wide);
     if (REVERSE && GATED) wide = times(wide, silu(widen(raw_z[r])));
-    Pack<Pack<Real, 2>, VECTOR> both;
-#pragma unroll
-    for (int j = 0; j < VECTOR; ++j) both.at[j] = {step.at[j], wide.at[j]};
-    if (Channels::mine(r)) *(Pack<Pack<Real, 2>, VECTOR>*)&tile.step[Channels::step(r)][Channels::column()] = both;
+    if (Channels::mine(r)) store_pairs(tile.step[Channels::step(r)], Channels::column(), step, wide);
   }
   // Piece `piece` of making `tile` ready, of which `left` steps are there; then the one that comes next is asked for.
   __device__ __forceinline__ void move(int piece, Tile& tile, int left, int left_next) {
     if (piece < Channels::COUNT) {
       write_rows(piece, tile, left);
-      load_rows(piece, left_next);
-    } else {
-      if (!STATIC_INPUT) Matrices::store(piece - Channels::COUNT, tile.input, widen(raw_input[piece - Channels::COUNT]));
-      load_matrix(piece - Channels::COUNT, left_next);
+      return;
     }
+#pragma unroll
+    for (int r = 0; r < Matrices::COUNT; ++r)
+      if (!STATIC_INPUT) Matrices::store(r, tile.input, widen(raw_input[r]));
+    load(left_next);
+  }
+  __device__ __forceinline__ void load(int left) {
+#pragma unroll
+    for (int r = 0; r < Channels::COUNT; ++r) load_rows(r, left);
+#pragma unroll
+    for (int r = 0; r < Matrices::COUNT; ++r) load_matrix(r, left);
+    advance();
   }
   __device__ __forceinline__ void advance() {
     x.advance(ALONG);
@@ -81,23 +86,29 @@ struct Mover {
   }
 };
 
-// UNROLL steps from `first` on, or back from the last of them.
-__device__ __forceinline__ void walk(const Tile& tile, int first, const States& A, const States& fixed, States& h, Real& sum) {
-  const int lane = threadIdx.x % WARP, n0 = threadIdx.x / WARP * STATES;
-  Pack<Real, 2> step[UNROLL];
+// What UNROLL steps need, read while the steps before them are computed; in REVERSE the last step comes first.
+struct Operands {
+  Pair step[UNROLL];
   Pack<Real, STATES> input[UNROLL];
+
+  __device__ __forceinline__ void load(const Tile& tile, int first, const States& fixed) {
+    const int slot = pair_slot(threadIdx.x % WARP), n0 = threadIdx.x / WARP * STATES;
 #pragma unroll
-  for (int t = 0; t < UNROLL; ++t) {
-    step[t] = tile.step[first + t][lane];
-    input[t] = STATIC_INPUT ? fixed : *(const Pack<Real, STATES>*)&tile.input[first + t][n0];
+    for (int k = 0; k < UNROLL; ++k) {
+      const int t = REVERSE ? STEPS - 1 - first - k : first + k;
+      step[k] = tile.step[t][slot];
+      input[k] = STATIC_INPUT ? fixed : *(const Pack<Real, STATES>*)&tile.input[t][n0];
+    }
   }
+};
+
+__device__ __forceinline__ void walk(const Operands& given, const States& A, States& h, Real& sum) {
 #pragma unroll
   for (int k = 0; k < UNROLL; ++k) {
-    const int t = REVERSE ? UNROLL - 1 - k : k;
-    sum += step[t].at[0];
+    sum += given.step[k].at[0];
 #pragma unroll
     for (int i = 0; i < STATES; ++i) {
-      const Real exponent = step[t].at[0] * A.at[i], x = step[t].at[1] * input[t].at[i];
+      const Real exponent = given.step[k].at[0] * A.at[i], x = given.step[k].at[1] * given.input[k].at[i];
       if (REVERSE)
         h.at[i] = exp2_of(exponent) * (x + h.at[i]);
       else
@@ -139,30 +150,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_states(const 
   // Where the tile that is walked m-th begins; beyond the last nothing is left.
   const auto tile_begin = [&](long long m) { return place.part.begin + (REVERSE ? tiles - 1 - m : m) * STEPS; };
   Mover mover(a, place, tile_begin(0));
-#pragma unroll
-  for (int r = 0; r < Dealt<CHANNELS>::COUNT; ++r) mover.load_rows(r, place.left(tile_begin(0)));
-#pragma unroll
-  for (int r = 0; r < Dealt<PADDED>::COUNT; ++r) mover.load_matrix(r, place.left(tile_begin(0)));
-  mover.advance();
+  mover.load(place.left(tile_begin(0)));
 #pragma unroll
   for (int piece = 0; piece < mover.PIECES; ++piece) mover.move(piece, shared.tile[0], place.left(tile_begin(0)), place.left(tile_begin(1)));
-  mover.advance();
   for (long long m = 0; m < tiles; ++m) {
     __syncthreads();
     constexpr int WALKS = STEPS / UNROLL;
     const int left = place.left(tile_begin(m + 1)), left_next = place.left(tile_begin(m + 2));
+    Operands operands, next;
+    next.load(shared.tile[m & 1], 0, fixed);
 #pragma unroll
     for (int w = 0; w < WALKS; ++w) {
       const int at = w * UNROLL;
 #if CHECKPOINT
       if (at % CHECKPOINT == 0) keep(a, place, tile_begin(m) + at, d, group, h, sum);
 #endif
-      walk(shared.tile[m & 1], REVERSE ? STEPS - UNROLL - at : at, A, fixed, h, sum);
+      operands = next;
+      if (w + 1 < WALKS) next.load(shared.tile[m & 1], at + UNROLL, fixed);
+      walk(operands, A, h, sum);
 #pragma unroll
       for (int piece = w * mover.PIECES / WALKS; piece < (w + 1) * mover.PIECES / WALKS; ++piece)
         mover.move(piece, shared.tile[~m & 1], left, left_next);
     }
-    mover.advance();
   }
   if (place.segment == last) return;
   const long long index = place.sequence * in.segments + place.segment;

@@ -70,7 +70,6 @@ __device__ __forceinline__ long long checkpoint_slot(const Inputs& in, const Pla
 }
 #endif
 
-typedef Pack<Element, VECTOR> Raw;
 typedef Pack<Real, VECTOR> Four;
 
 __device__ __forceinline__ Four plus(const Four& x, const Four& y) {
@@ -82,6 +81,40 @@ __device__ __forceinline__ Four times(const Four& x, const Four& y) {
 
 __device__ __forceinline__ Four silu(const Four& x) {
   return {x.at[0] * sigmoid(x.at[0]), x.at[1] * sigmoid(x.at[1]), x.at[2] * sigmoid(x.at[2]), x.at[3] * sigmoid(x.at[3])};
+}
+
+// A four as it lies in memory. Elements of 16 bits are held in two words: by halves they would cost an instruction each.
+#if ELEMENT == 1 || ELEMENT == 2
+struct alignas(8) Raw {
+  unsigned word[2];
+
+  __device__ __forceinline__ void set(int j, const Element& x) { word[j / 2] |= (unsigned)x.bits << (j % 2 * 16); }
+};
+__device__ __forceinline__ Four widen(const Raw& raw) {
+#if ELEMENT == 1
+  return {__uint_as_float(raw.word[0] << 16), __uint_as_float(raw.word[0] & 0xffff0000u), __uint_as_float(raw.word[1] << 16), __uint_as_float(raw.word[1] & 0xffff0000u)};
+#else
+  return {half_value(raw.word[0] & 0xffff), half_value(raw.word[0] >> 16), half_value(raw.word[1] & 0xffff), half_value(raw.word[1] >> 16)};
+#endif
+}
+#else
+struct Raw : Pack<Element, VECTOR> {
+  __device__ __forceinline__ void set(int j, const Element& x) { this->at[j] = x; }
+};
+#endif
+
+// Two numbers of every channel, as the tiles hold them: the halves of a four lie apart, so that neither a warp that
+// writes fours nor one that reads channels meets itself in a bank.
+typedef Pack<Real, 2> Pair;
+
+__device__ __forceinline__ int pair_slot(int channel) { return channel % VECTOR / 2 * (CHANNELS / 2) + channel / VECTOR * 2 + channel % 2; }
+
+__device__ __forceinline__ void store_pairs(Pair (&row)[CHANNELS], int column, const Four& x, const Four& y) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int j = 2 * half;
+    *(Pack<Pair, 2>*)&row[pair_slot(column + j)] = {Pair{x.at[j], y.at[j]}, Pair{x.at[j + 1], y.at[j + 1]}};
+  }
 }
 
 // How a tile of ROWS steps and COLUMNS columns is dealt out in fours: a thread's all lie in the same columns.
@@ -121,7 +154,7 @@ struct Stream : Dealt<COLUMNS, ROWS> {
     if (ALIGNED) return *(const Raw*)at;
 #pragma unroll
     for (int j = 0; j < VECTOR; ++j)
-      if (j < columns) four.at[j] = at[j * along_columns];
+      if (j < columns) four.set(j, at[j * along_columns]);
     return four;
   }
 };
