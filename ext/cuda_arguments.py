@@ -1,5 +1,6 @@
 """How tensors travel to the CUDA kernels: as a pointer and a stride an axis, and whether they can be read in fours."""
 
+from math import gcd
 from typing import TypeVar
 
 from torch import Tensor
@@ -7,6 +8,9 @@ from torch import Tensor
 FOUR = 4  # neighbours that a thread reads at once
 
 Given = TypeVar("Given", Tensor, Tensor | None)
+
+_ABSENT = (0, 0, 0, 0)
+_MISSING_AXES = ((0, 0, 0), (0, 0), (0,), ())
 
 
 def plain(given: Given) -> Given:
@@ -17,9 +21,9 @@ def plain(given: Given) -> Given:
 def tensor(given: Tensor | None) -> tuple[int, ...]:
     """`Tensor` of common.cuh: the data and three strides, zeros for the axes that there are not."""
     if given is None:
-        return 0, 0, 0, 0
+        return _ABSENT
     strides = given.stride()
-    return given.data_ptr(), *strides, *(0,) * (3 - len(strides))
+    return given.data_ptr(), *strides, *_MISSING_AXES[len(strides)]
 
 
 def pointer(given: Tensor | None) -> int:
@@ -31,10 +35,7 @@ def in_fours(given: Tensor | None, count: int = FOUR) -> bool:
     """Whether every row of a tensor can be read `count` neighbours at a time; an absent one can."""
     if given is None:
         return True
-    *outer, inner = given.stride()
-    return (
-        inner == 1
-        and given.shape[-1] % count == 0
-        and not any(stride % count for stride in outer)
-        and given.data_ptr() % min(16, count * given.element_size()) == 0
-    )
+    strides = given.stride()
+    if strides[-1] != 1 or given.shape[-1] % count or given.data_ptr() % min(16, count * given.itemsize):
+        return False
+    return gcd(count, *strides[:-1]) == count

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import cuda_launch
-from .cuda_arguments import FOUR, in_fours, plain, pointer, tensor
+from .cuda_arguments import in_fours, plain, pointer, tensor
 from .cuda_geometry import WARP, Defines, element
 from .nvrtc import Variant
 
@@ -82,7 +82,7 @@ def summed(partial: Tensor, dtype: torch.dtype, *, matrix: bool, vector: bool) -
 
 def filter_defines(dtype: torch.dtype, weight: Tensor, silu: bool, aligned: bool) -> Defines:
     """The macros of conv_tile.cuh but COLUMNS; `aligned` says whether the activations can be read in fours."""
-    together = weight.is_contiguous() and weight.data_ptr() % min(16, FOUR * weight.element_size()) == 0
+    together = weight.is_contiguous() and not weight.data_ptr() % 16
     wide = weight.dtype != dtype or dtype in (torch.float32, torch.float64)
     return _defines(dtype, weight.shape[1], silu, wide, aligned and together)
 

@@ -7,8 +7,14 @@
 
 constexpr int RUNS = 8;   // of a block, a warp each
 constexpr int THREADS = WARP * RUNS;
-constexpr int STEPS = 4 * COLUMNS * sizeof(Element) <= 32 ? 4 : 2;  // of a run that are taken together
+constexpr int STEPS = ALIGNED && 4 * COLUMNS * sizeof(Element) <= 32 ? 4 : 2;  // of a run that are taken together
 constexpr int PAST = K - 1;
+// Blocks of the way back that share a multiprocessor: what is left of registers there without spilling any.
+#if PACKED || __CUDA_ARCH__ >= 1000
+constexpr int BLOCKS = 2;
+#else
+constexpr int BLOCKS = 3;
+#endif
 
 struct Inputs {
   Tensor<const Element> x;             // (b l d)
@@ -230,7 +236,7 @@ __device__ __forceinline__ void hand_back(const BackwardArguments& a, long long 
     keep(a.dinitial + (s.index * PAST + j) * in.channels + d, fetch(a.dfinal.at(s.index, j, d), a.dfinal.stride[2], columns), columns);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2) conv_backward(const BackwardArguments a) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_backward(const BackwardArguments a) {
   __shared__ Wide share[RUNS][WARP];
   if (blockIdx.x >= a.in.walks) return hand_back(a, (blockIdx.x - a.in.walks) * THREADS + threadIdx.x);
   const Place place(a.in);

@@ -1,0 +1,117 @@
+"""The CUDA convolution, norm and step at the shapes for which their kernels are cut differently, emulated."""
+
+import cuda_emulator
+import pytest
+import torch
+from cuda_emulated_row import EMULATED
+from ext_cases import (
+    Case,
+    Draw,
+    assert_same,
+    conv_case,
+    conv_with,
+    expected_conv,
+    norm_with,
+    over,
+    step_with,
+    strange,
+    usable,
+)
+from mambalab.ext import cuda_step, reference
+from test_ext_step import mixer, states
+
+emulated = over([EMULATED])
+SINGLE, DOUBLE, SHORT, HALF = torch.float32, torch.float64, torch.bfloat16, torch.float16
+
+CONVS = {
+    "several blocks of channels": {"b": 1, "length": 70, "d": 260},
+    "short dtype read in fours": {"b": 1, "length": 70, "d": 132, "dtype": SHORT},
+    "packed, read in fours": {"b": 1, "length": 70, "d": 12, "bounds": (0, 1, 1, 3, 40, 41, 70)},
+    "runs of several lengths": {"b": 9, "length": 130, "d": 8},
+    "three taps read in fours": {"length": 40, "d": 16, "k": 3},
+    "more taps than are unrolled": {"length": 70, "d": 8, "k": 19},
+    "more taps than steps": {"b": 1, "length": 20, "d": 5, "k": 19, "bounds": (0, 2, 2, 20)},
+}
+
+
+@emulated
+@pytest.mark.parametrize("settings", CONVS.values(), ids=CONVS)
+def test_the_convolution_is_right_however_it_is_cut(backend, settings):
+    case = conv_case(activation="silu", **settings)
+    assert_same(case.run(conv_with(usable(backend))), expected_conv(case), case.dtype)
+
+
+@emulated
+def test_the_convolution_gives_the_same_bits_in_fours_and_one_by_one(backend):
+    case = conv_case(length=40, d=16, activation="silu")
+    laid = Case({name: strange(tensor) for name, tensor in case.tensors.items()}, case.weights, case.options)
+    op = conv_with(usable(backend))
+    plain, apart = case.run(op), laid.run(op)
+    assert all(apart[name].equal(plain[name]) for name in ("y", "final_state", "dx", "dinitial_state"))
+
+
+@emulated
+@pytest.mark.parametrize("columns", [4, 128, 1300, 2048, 9000])
+@pytest.mark.parametrize(("x_dtype", "dtype"), [(SINGLE, SHORT), (SHORT, SHORT), (HALF, SINGLE), (SINGLE, DOUBLE)])
+def test_the_norm_is_right_at_any_width_and_mix_of_dtypes(backend, columns, x_dtype, dtype):
+    draw, norm = Draw(0), norm_with(usable(backend))
+    x, weight, dy = draw(9, columns, dtype=x_dtype), draw(columns, dtype=dtype), draw(9, columns, dtype=dtype)
+    names = ("y", "dx", "dweight")
+    leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
+    y = norm(*leaves)
+    actual = dict(zip(names, (y.detach(), *torch.autograd.grad(y, leaves, dy)), strict=True))
+    wide = dy.double(), x.double(), weight.double()
+    expected = reference.norm_forward(*wide[1:], 1e-5), *reference.norm_backward(*wide, 1e-5)
+    assert [actual[name].dtype for name in names] == [dtype, x_dtype, dtype]
+    coarsest = max((x_dtype, dtype), key=lambda one: torch.finfo(one).eps)
+    assert_same(actual, dict(zip(names, expected, strict=True)), coarsest)
+
+
+def stepped(step, dtype, b, d, n, r, k):
+    """y and both states after a token."""
+    given, draw = mixer(dtype, d=d, n=n, r=r, k=k), Draw(2)
+    # Sums over many channels, of the size that trained weights give them.
+    given["x_proj"], given["dt_proj"] = given["x_proj"] / d**0.5, given["dt_proj"] / r**0.5
+    conv_state, scan_state = states(given, b)
+    x, z = draw(b, d, dtype=dtype), draw(b, d, dtype=dtype)
+    y = step(x, z, **given, conv_state=conv_state, scan_state=scan_state)
+    return {"y": y, "conv_state": conv_state, "scan_state": scan_state}
+
+
+STEPS = {
+    "read in fours": (SINGLE, 2, 256, 16, 16, 4),
+    "short": (SHORT, 1, 256, 16, 16, 4),
+    "several parts of the projection": (SINGLE, 8, 300, 16, 48, 4),
+    "several fours a lane": (SHORT, 1, 2100, 4, 4, 4),
+    "a rank not read in fours": (HALF, 3, 40, 20, 7, 2),
+    "double": (DOUBLE, 2, 40, 16, 4, 4),
+    "many rows": (SINGLE, cuda_step.FEW + 1, 64, 16, 4, 4),
+    "more taps than a block moves": (SINGLE, 2, 40, 16, 4, 7),
+    "a large rank": (SINGLE, 1, 24, 16, 500, 4),
+}
+
+
+@emulated
+@pytest.mark.parametrize("shape", STEPS.values(), ids=STEPS)
+def test_the_step_is_right_however_it_is_cut(backend, shape):
+    actual = stepped(step_with(usable(backend)), *shape)
+    assert_same(actual, stepped(step_with("reference"), *shape), shape[0])
+
+
+@emulated
+@pytest.mark.parametrize(
+    "run",
+    [
+        pytest.param(lambda name: conv_case(**CONVS["packed, read in fours"]).run(conv_with(name)), id="conv"),
+        pytest.param(lambda name: {"y": norm_with(name)(torch.ones(5, 1300), torch.ones(1300))}, id="norm"),
+        *(pytest.param(lambda name, key=key: stepped(step_with(name), *STEPS[key]), id=key) for key in list(STEPS)[:3]),
+    ],
+)
+def test_every_order_gives_the_same_bits(backend, run):
+    first, *others = [in_order(order, run, usable(backend)) for order in cuda_emulator.ORDERS]
+    assert all(other[key].equal(first[key]) for other in others for key in first)
+
+
+def in_order(order, run, name):
+    with cuda_emulator.order(*order):
+        return run(name)
