@@ -1,5 +1,6 @@
 """The scan of the numba-cuda backend: prepares tensors for its kernels and adds up what they leave in parts."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ def scan_forward(
     if segments > 1:
         inputs, _ = carried(plan, inputs)
     y, final = u.new_empty(u.shape), A.new_empty(rows, *A.shape)
-    kernel = kernels.scan_forward(plan)
+    kernel = partial(kernels.scan_forward, plan)
     launch(kernel, u.device, rows * plan.blocks_across, plan.threads, *inputs, y, final)
     return y, final if segments == 1 else final[segments - 1 :: segments].contiguous()
 
@@ -63,9 +64,11 @@ def scan_backward(
         dfinal_state = carried_back(plan, inputs, dy, dfinal_state, elapsed)
     kept = A.new_empty(kernels.rows_of_kept(plan, rows, reach, u.shape[1], cu_seqlens is not None), *A.shape)
     final, elapsed = A.new_empty(rows, *A.shape), u.new_empty(rows, plan.d, dtype=torch.float64)
-    launch(kernels.scan_keep(plan), u.device, blocks, plan.threads, *inputs, kept, final, elapsed)
+    launch(partial(kernels.scan_keep, plan), u.device, blocks, plan.threads, *inputs, kept, final, elapsed)
     grads = _empty_gradients(plan, u, A, rows)
-    launch(kernels.scan_backward(plan), u.device, blocks, plan.threads, *inputs, dy, dfinal_state, kept, *grads)
+    launch(
+        partial(kernels.scan_backward, plan), u.device, blocks, plan.threads, *inputs, dy, dfinal_state, kept, *grads
+    )
     whole = _added_up(plan, grads, segments)
     return tuple(map(_as_gradient, whole, (u, delta, A, B, C, D, z, delta_bias, initial_state)))
 

@@ -54,8 +54,11 @@ def device_function(function: Any) -> Any:
     return cuda.jit(function, device=True, forceinline=True)
 
 
-def launch(kernel: Any, device: torch.device, blocks: int, threads: int, *arguments: Any) -> None:
-    """Run `kernel` on the current stream of `device`; arguments are tensors and numbers, an absent tensor is None."""
+def launch(make: Callable[[], Any], device: torch.device, blocks: int, threads: int, *arguments: Any) -> None:
+    """Run the kernel that `make` gives on the current stream of `device`; arguments are tensors and numbers.
+
+    It is made here, because numba compiles in the context of a device.
+    """
     if blocks == 0:
         return
     with _current(device):
@@ -64,7 +67,7 @@ def launch(kernel: Any, device: torch.device, blocks: int, threads: int, *argume
         with warnings.catch_warnings():
             # Small problems make small grids, which is no news to the caller.
             warnings.simplefilter("ignore", NumbaPerformanceWarning)
-            kernel[blocks, threads, stream](*arrays)
+            make()[blocks, threads, stream](*arrays)
 
 
 def power_of_two_above(number: int) -> int:
@@ -99,7 +102,7 @@ def _current(device: torch.device) -> Any:
 def one_more_than(number: int, device: torch.device) -> int:
     """`number` + 1, by a kernel."""
     tensor = torch.full((1,), number, dtype=torch.int32, device=device)
-    launch(compiled([(torch.int32, 1)], 1)(_add_one), device, 1, 1, tensor)
+    launch(lambda: compiled([(torch.int32, 1)], 1)(_add_one), device, 1, 1, tensor)
     return int(tensor.item())
 
 

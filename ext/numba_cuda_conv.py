@@ -1,5 +1,6 @@
 """The convolution of the numba-cuda backend: prepares tensors for its kernels."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,9 +25,9 @@ def conv_forward(
     kind = _kind(x, weight, activation)
     rows, inputs = _inputs(x, weight, bias, initial_state, cu_seqlens)
     y, final = x.new_empty(x.shape), x.new_empty(rows, kind.k - 1, x.shape[2])
-    launch(kernels.conv_forward(kind), x.device, _blocks(x, kind), kind.channels, *inputs, y)
+    launch(partial(kernels.conv_forward, kind), x.device, _blocks(x, kind), kind.channels, *inputs, y)
     if kind.k > 1:
-        launch(kernels.conv_state(kind), x.device, rows, kind.channels, *inputs, final)
+        launch(partial(kernels.conv_state, kind), x.device, rows, kind.channels, *inputs, final)
     return y, final
 
 
@@ -46,12 +47,12 @@ def conv_backward(
     (b, length, d), k = x.shape, kind.k
     parts, blocks = b * -(-length // RUN), _blocks(x, kind)
     grads, dtaps, doffset = (x.new_empty(*shape, dtype=real) for shape in (x.shape, (parts, k, d), (parts, d)))
-    launch(kernels.conv_grads(kind), x.device, blocks, kind.channels, *inputs, dy, grads, dtaps, doffset)
+    launch(partial(kernels.conv_grads, kind), x.device, blocks, kind.channels, *inputs, dy, grads, dtaps, doffset)
     dx, dinitial = torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(rows, k - 1, d)
     back = grads, weight, dfinal_state, *inputs[4:]
-    launch(kernels.conv_inputs(kind), x.device, blocks, kind.channels, *back, dx)
+    launch(partial(kernels.conv_inputs, kind), x.device, blocks, kind.channels, *back, dx)
     if k > 1 and initial_state is not None:
-        launch(kernels.conv_initial(kind), x.device, rows, kind.channels, *back, dinitial)
+        launch(partial(kernels.conv_initial, kind), x.device, rows, kind.channels, *back, dinitial)
     dweight = dtaps.sum(0, dtype=torch.float64).t().to(weight.dtype).contiguous()
     dbias = None if bias is None else doffset.sum(0, dtype=torch.float64).to(bias.dtype)
     return dx, dweight, dbias, None if initial_state is None else dinitial

@@ -1,7 +1,7 @@
 """The root-mean-square norm of the numba-cuda backend: a block takes rows one after the other."""
 
 import math
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ BLOCKS = 1024  # at most, and so parts of the gradient of the weight
 def norm_forward(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """As `reference.norm_forward`."""
     threads, y = _threads(x), x.new_empty(x.shape, dtype=weight.dtype)
-    kernel = _forward(x.dtype, weight.dtype, threads)
+    kernel = partial(_forward, x.dtype, weight.dtype, threads)
     launch(kernel, x.device, min(BLOCKS, len(x)), threads, x, weight, float(epsilon), y)
     return y
 
@@ -28,7 +28,7 @@ def norm_backward(dy: Tensor, x: Tensor, weight: Tensor, epsilon: float) -> tupl
     """As `reference.norm_backward`."""
     threads, blocks, dx = _threads(x), min(BLOCKS, len(x)), x.new_empty(x.shape)
     parts = x.new_zeros(blocks, x.shape[1], dtype=accumulation_dtype(x.dtype))
-    kernel = _backward(x.dtype, weight.dtype, threads)
+    kernel = partial(_backward, x.dtype, weight.dtype, threads)
     launch(kernel, x.device, blocks, threads, dy, x, weight, float(epsilon), dx, parts)
     return dx, parts.sum(0, dtype=torch.float64).to(weight.dtype)
 

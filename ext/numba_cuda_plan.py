@@ -32,9 +32,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self._too_many(1):
-            raise ValueError(
-                f"numba-cuda can't take n = {self.n} states in {self.work}: a step outgrows shared memory"
-            )
+            raise ValueError(f"numba-cuda can't take n = {self.n} states in {self.work}: a step outgrows shared memory")
 
     @property
     def real(self) -> torch.dtype:

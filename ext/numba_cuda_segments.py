@@ -5,7 +5,7 @@ The state after a segment is what it makes of nothing, plus exp(A ΣΔ) times th
 row of its own. The gradients of the states go the other way.
 """
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ def carried(plan: Plan, inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], Tenso
     kept = A.new_empty(rows_of_kept(plan, rows, reach, u.shape[1], False), *A.shape[1:])
     ends, elapsed = A.new_empty(rows, *A.shape[1:]), u.new_empty(rows, plan.d, dtype=torch.float64)
     blank = *first, initial, bounds, given & ~INITIAL, segments, reach
-    launch(scan_keep(plan), u.device, rows * plan.blocks_across, plan.threads, *blank, kept, ends, elapsed)
+    launch(partial(scan_keep, plan), u.device, rows * plan.blocks_across, plan.threads, *blank, kept, ends, elapsed)
     states = _carry(plan, A, ends, elapsed, initial, given & INITIAL, segments, 0)
     return (*first, states, bounds, given | INITIAL, segments, reach), elapsed
 
@@ -53,7 +53,7 @@ def carried_back(plan: Plan, inputs: tuple[Any, ...], dy: Tensor, dfinal_state: 
     u, A, segments = inputs[0], inputs[2], inputs[-2]
     rows = u.shape[0] * segments
     begins = A.new_empty(rows, *A.shape[1:])
-    launch(_scan_retreat(plan), u.device, rows * plan.blocks_across, plan.threads, *inputs, dy, begins)
+    launch(partial(_scan_retreat, plan), u.device, rows * plan.blocks_across, plan.threads, *inputs, dy, begins)
     return _carry(plan, A, begins, elapsed, dfinal_state, 1, segments, 1)
 
 
@@ -65,7 +65,7 @@ def _carry(
     elements = len(ends) // segments * plan.d * plan.n
     blocks = -(-elements // CARRIERS)
     arguments = A, ends, elapsed, start, started, segments, back, carried
-    launch(_carry_kernel(plan), ends.device, blocks, CARRIERS, *arguments)
+    launch(partial(_carry_kernel, plan), ends.device, blocks, CARRIERS, *arguments)
     return carried
 
 

@@ -1,6 +1,6 @@
 """One token of a mixer on numba-cuda: two kernels, which write the states in place, around torch's two products."""
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -57,7 +57,8 @@ def step(
     D, delta_bias = (absent(1, plan.real, u) if row is None else row for row in (D, delta_bias))
     z, y = absent(2, x.dtype, u) if z is None else z, u.new_empty(u.shape)
     threads, blocks = _grid(u)
-    launch(_scan_step(plan), x.device, blocks, threads, u, delta, A, B, C, D, z, delta_bias, given, scan_state, y)
+    kernel = partial(_scan_step, plan)
+    launch(kernel, x.device, blocks, threads, u, delta, A, B, C, D, z, delta_bias, given, scan_state, y)
     return y
 
 
@@ -65,7 +66,7 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, conv_state: Tensor, si
     """The convolution's next output (b d); moves `conv_state` on."""
     u, (threads, blocks) = x.new_empty(x.shape), _grid(x)
     offset = absent(1, weight.dtype, x) if bias is None else bias
-    kernel = _conv_step(x.dtype, weight.dtype, silu)
+    kernel = partial(_conv_step, x.dtype, weight.dtype, silu)
     launch(kernel, x.device, blocks, threads, x, weight, offset, 0 if bias is None else BIAS, conv_state, u)
     return u
 

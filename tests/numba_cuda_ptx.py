@@ -19,10 +19,10 @@ SELECTIVE = {"selective_B": True, "selective_C": True}
 PLAIN = {"dtype": torch.float32, "is_complex": False, "n": 16, "d": 1536, **SELECTIVE, "zoh": False}
 PLANS = (
     *({"dtype": dtype} for dtype in DTYPES),
-    *({"dtype": dtype, "is_complex": True, "zoh": True} for dtype in (torch.float64, torch.bfloat16)),
+    {"dtype": torch.float64, "is_complex": True, "zoh": True},
     {"selective_B": False, "selective_C": False, "zoh": True},
-    {"selective_B": False},
-    *({"n": n} for n in (1, 64, 256, 300)),
+    {"n": 1},
+    {"n": 256},
 )
 SHARED = 48 * 1024
 
@@ -63,7 +63,7 @@ def test_the_states_of_the_forward_pass_stay_in_registers_and_single_precision()
 
 @pytest.mark.parametrize(("dtype", "weight"), [*zip(DTYPES, DTYPES, strict=True), (torch.bfloat16, torch.float32)])
 def test_every_other_kernel_compiles(dtype, weight):
-    kinds = [conv.Kind(dtype, weight, k, 128, silu) for k, silu in product((1, 4), (False, True))]
+    kinds = [conv.Kind(dtype, weight, k, 128, silu) for k, silu in ((1, False), (4, True))]
     makers = conv.conv_forward, conv.conv_grads, conv.conv_inputs, conv.conv_state, conv.conv_initial
     kernels = [make(kind) for make, kind in product(makers, kinds)]
     kernels += [norm._forward(dtype, weight, 256), norm._backward(dtype, weight, 256)]
