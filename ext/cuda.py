@@ -243,5 +243,6 @@ def _in_fours(tensor: Tensor) -> bool:
         inner == 1
         and tensor.shape[2] % 4 == 0
         and all(stride % 4 == 0 for stride in outer)
+        and outer[1] < 2**31
         and tensor.data_ptr() % min(16, 4 * size) == 0
     )

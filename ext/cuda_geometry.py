@@ -112,14 +112,20 @@ def backward_geometry(
     lanes, part, finish, blocks = _backward_tiling(dtype, n, channels)
     width, padded, size = WARP * lanes, _padded(states, groups), _real_size(dtype)
     selective = (not static_B) + (not static_C)
+    # Of a chunk as it lies in memory: u, delta, dy and z, then B and C, in whole fours for every thread.
+    fours = (3 + gated) * _fours(CHECKPOINT, width, groups) + 2 * _fours(CHECKPOINT, padded, groups)
+    fours += 0 if gated else 1
+    raw = 4 * dtype.itemsize * fours * WARP * groups
     rows = sum(1 if static else CHECKPOINT for static in (static_B, static_C))
     across = WARP * (part * selective * states + 4) if selective else 4
     return Geometry(
         states=states, groups=groups, lanes=lanes, blocks=blocks, shortest=8 * CHECKPOINT,
-        shared=size * (
+        shared=raw + size * (
             3 * CHECKPOINT * width + rows * padded
             + (3 + zoh) * groups * finish * width
             + groups * across
+            + states * lanes * WARP * groups
+            + 2 * width + 2 * 4 * WARP * groups
         ),
         defines=(
             *_common(dtype, zoh, softplus, gated, static_B, static_C, aligned),
@@ -145,6 +151,11 @@ def _backward_tiling(dtype: torch.dtype, n: int, channels: int) -> tuple[int, in
     wide = dtype == torch.float64
     lanes = 2 if n <= 16 and channels > WARP and not wide else 1
     return lanes, 4 if n <= 16 else 2, 8, 1 if wide else 3 if n <= 16 else 2
+
+
+def _fours(steps: int, columns: int, groups: int) -> int:
+    """Fours of a tile that a thread moves."""
+    return -(-steps // (WARP * groups // (columns // 4)))
 
 
 def _padded(states: int, groups: int) -> int:

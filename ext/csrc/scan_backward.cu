@@ -31,6 +31,8 @@ constexpr int VALUES = PART * SELECTIVE * STATES;  // of a thread in one part: i
 constexpr int PITCH = VALUES + VECTOR;              // keeps the lanes' fours in different banks
 constexpr int SUMS = 3 + ZOH;                       // over n: g·B, A·gq, C·h, and u g·B exp(ΔA)
 
+constexpr int ROW_FOURS = Dealt<CHANNELS>::COUNT, MATRIX_FOURS = Dealt<PADDED>::COUNT;
+
 typedef Pack<Real, LANES> Lanes;
 
 struct Tile {
@@ -42,6 +44,13 @@ struct Shared {
   Tile tile;
   Real sum[SUMS][GROUPS][FINISH][CHANNELS];
   Real across[GROUPS][SELECTIVE ? WARP : 1][SELECTIVE ? PITCH : VECTOR];
+  // The chunk before, on its way while a chunk is walked; a thread's fours and states lie in its own places.
+  Raw u[ROW_FOURS][THREADS], delta[ROW_FOURS][THREADS], dy[ROW_FOURS][THREADS], z[GATED ? ROW_FOURS : 1][THREADS];
+  Raw B[MATRIX_FOURS][THREADS], C[MATRIX_FOURS][THREADS];
+  Pack<Real, STATES> checkpoint[LANES][THREADS];
+  // What would only take up registers during a walk: the channels' parameters, and what threads have summed up over l.
+  Real bias[CHANNELS], D[CHANNELS];
+  Four dD[THREADS], dbias[THREADS];
 };
 
 // What a thread holds of its LANES channels.
@@ -172,10 +181,9 @@ __device__ __forceinline__ void across_channels(const Real (*terms)[PITCH], int 
 }
 #endif
 
-// A thread's fours of the inputs (b l d) and of dy, in ROWS steps.
-template <int ROWS>
+// A thread's fours of the inputs (b l d) and of dy, in FINISH steps.
 struct Given {
-  static constexpr int COUNT = Dealt<CHANNELS, ROWS>::COUNT;
+  static constexpr int COUNT = Dealt<CHANNELS, FINISH>::COUNT;
   Raw u[COUNT], delta[COUNT], z[COUNT], dy[COUNT];
 
   __device__ __forceinline__ void load(const Arguments& a, const Place& place, long long t) {
@@ -185,22 +193,19 @@ struct Given {
     if (GATED) take(z, a.in.z, a.in, place, t);
   }
   __device__ __forceinline__ static void take(Raw (&fours)[COUNT], const Tensor<const Element>& tensor, const Inputs& in, const Place& place, long long t) {
-    const Stream<CHANNELS, ROWS> stream(tensor.at(place.row, 0, place.channel), tensor.stride[1], tensor.stride[2], place.columns(in), t);
+    const Stream<CHANNELS, FINISH> stream(tensor.at(place.row, t, place.channel), tensor.stride, place.columns(in));
 #pragma unroll
     for (int r = 0; r < COUNT; ++r) fours[r] = stream.load(r, place.left(t));
   }
 };
 
-// What a thread knows of the channels of its fours, and has summed up over l.
-struct OfChannels {
-  Four bias, D, dD, dbias;
-};
-
 // Sums over n become the gradients of u, Δ and z, for the FINISH steps from t on.
-__device__ __forceinline__ void finish(const Arguments& a, const Place& place, const Shared& shared, const Given<FINISH>& given, long long t, int in_tile, OfChannels& known) {
+__device__ __forceinline__ void finish(const Arguments& a, const Place& place, Shared& shared, const Given& given, long long t, int in_tile) {
   using Channels = Dealt<CHANNELS, FINISH>;
   const int left = place.left(t), column = Channels::column(), width = place.columns(a.in) - column;
   const long long at = (place.row * a.in.length + t) * a.in.channels + place.channel;
+  const Four bias = *(const Four*)&shared.bias[column], D = *(const Four*)&shared.D[column];
+  Four dD = shared.dD[threadIdx.x], dbias = shared.dbias[threadIdx.x];
 #pragma unroll
   for (int r = 0; r < Channels::COUNT; ++r) {
     const int step = Channels::step(r);
@@ -212,20 +217,20 @@ __device__ __forceinline__ void finish(const Arguments& a, const Place& place, c
       for (int g = 0; g < GROUPS; ++g) sum[k] = plus(sum[k], *(const Four*)&shared.sum[k][g][step][column]);
     const Four u = widen(given.u[r]), dy = *(const Four*)&shared.tile.dy[in_tile + step][column];
     const Four delta = *(const Four*)&shared.tile.step[in_tile + step][column];
-    const Four raw = plus(widen(given.delta[r]), known.bias);
-    Four du = plus(times(delta, sum[0]), times(known.D, dy)), ddelta;
+    const Four raw = plus(widen(given.delta[r]), bias);
+    Four du = plus(times(delta, sum[0]), times(D, dy)), ddelta;
 #pragma unroll
     for (int j = 0; j < VECTOR; ++j) {
       ddelta.at[j] = sum[1].at[j] * (Real)(1 / LOG2_E) + u.at[j] * sum[ZOH ? 3 : 0].at[j];
       if (SOFTPLUS) ddelta.at[j] *= sigmoid(raw.at[j]);
     }
-    known.dD = plus(known.dD, times(dy, u));
-    known.dbias = plus(known.dbias, ddelta);
+    dD = plus(dD, times(dy, u));
+    dbias = plus(dbias, ddelta);
     const long long to = at + step * a.in.channels + column;
     put(a.du + to, du, width);
     put(a.ddelta + to, ddelta, width);
     if (GATED) {
-      const Four z = widen(given.z[r]), y = plus(sum[2], times(known.D, u));
+      const Four z = widen(given.z[r]), y = plus(sum[2], times(D, u));
       Four dz = times(widen(given.dy[r]), y);
 #pragma unroll
       for (int j = 0; j < VECTOR; ++j) {
@@ -235,43 +240,61 @@ __device__ __forceinline__ void finish(const Arguments& a, const Place& place, c
       put(a.dz + to, dz, width);
     }
   }
+  shared.dD[threadIdx.x] = dD;
+  shared.dbias[threadIdx.x] = dbias;
 }
 
-// A chunk of STEPS steps as the walk needs it.
-__device__ __forceinline__ void fill(const Arguments& a, const Place& place, Tile& tile, const Four& bias, long long t) {
+// Ask for the chunk that begins at t: its inputs and the state before it.
+__device__ __forceinline__ void ask(const Arguments& a, const Place& place, Shared& shared, const Thread& thread, long long t) {
+  const Inputs& in = a.in;
+  const int left = place.left(t);
+  rows_of(in.u, in, place, t).copy(shared.u, left);
+  rows_of(in.delta, in, place, t).copy(shared.delta, left);
+  rows_of(a.dy, in, place, t).copy(shared.dy, left);
+  if (GATED) rows_of(in.z, in, place, t).copy(shared.z, left);
+  if (!STATIC_B) columns_of(in.B, in, place, t).copy(shared.B, left);
+  if (!STATIC_C) columns_of(in.C, in, place, t).copy(shared.C, left);
+  const Pack<Real, STATES>* const kept = (const Pack<Real, STATES>*)a.checkpoints + (checkpoint_slot(in, place, t) * GROUPS + thread.group) * in.channels;
+#pragma unroll
+  for (int c = 0; c < LANES; ++c) {
+    if (thread.d + c < in.channels)
+      copy_async(&shared.checkpoint[c][threadIdx.x], &kept[thread.d + c]);
+    else
+      shared.checkpoint[c][threadIdx.x] = {};
+  }
+}
+
+// The chunk that has come, as the walk needs it.
+__device__ __forceinline__ void fill(Shared& shared, int left) {
   using Channels = Dealt<CHANNELS>;
   using Matrices = Dealt<PADDED>;
-  Given<STEPS> given;
-  given.load(a, place, t);
-  const Columns B = columns_of(a.in.B, a.in, place, t), C = columns_of(a.in.C, a.in, place, t);
-  const int left = place.left(t);
+  Tile& tile = shared.tile;
+  const Four bias = *(const Four*)&shared.bias[Channels::column()];
 #pragma unroll
   for (int r = 0; r < Matrices::COUNT; ++r) {
-    if (!STATIC_B) Matrices::store(r, tile.B, widen(B.load(r, left)));
-    if (!STATIC_C) Matrices::store(r, tile.C, widen(C.load(r, left)));
+    if (!STATIC_B) Matrices::store(r, tile.B, widen(shared.B[r][threadIdx.x]));
+    if (!STATIC_C) Matrices::store(r, tile.C, widen(shared.C[r][threadIdx.x]));
   }
 #pragma unroll
   for (int r = 0; r < Channels::COUNT; ++r) {
-    const Four step = time_steps(given.delta[r], bias, Channels::step(r) < left), weight = widen(given.dy[r]);
+    const Four step = time_steps(shared.delta[r][threadIdx.x], bias, Channels::step(r) < left), dy = widen(shared.dy[r][threadIdx.x]);
     Channels::store(r, tile.step, step);
-    Channels::store(r, tile.input, times(step, widen(given.u[r])));
-    Channels::store(r, tile.dy, GATED ? times(weight, silu(widen(given.z[r]))) : weight);
+    Channels::store(r, tile.input, times(step, widen(shared.u[r][threadIdx.x])));
+    Channels::store(r, tile.dy, GATED ? times(dy, silu(widen(shared.z[GATED ? r : 0][threadIdx.x]))) : dy);
   }
 }
 
 // The state before step t: its checkpoint, and what came through of the state that the segment started from.
-__device__ __forceinline__ void restore(const Arguments& a, const Place& place, const Thread& thread, long long t, Lines& h) {
+__device__ __forceinline__ void restore(const Arguments& a, const Place& place, const Shared& shared, const Thread& thread, long long t, Lines& h) {
   const Inputs& in = a.in;
-  const long long slot = checkpoint_slot(in, place, t);
 #pragma unroll
   for (int c = 0; c < LANES; ++c) {
     const long long d = thread.d + c;
-    if (d >= in.channels) continue;
-    (Pack<Real, STATES>&)h.at[c] = *(const Pack<Real, STATES>*)&a.checkpoints[((slot * GROUPS + thread.group) * in.channels + d) * STATES];
-    if (place.segment == 0) continue;
+    (Pack<Real, STATES>&)h.at[c] = shared.checkpoint[c][threadIdx.x];
+    if (place.segment == 0 || d >= in.channels) continue;
     States start;
     start.load_row(a.carried, place.sequence * in.segments + place.segment, d, thread.n0, in);
-    const Real sum = a.checkpoint_sums[slot * in.channels + d];
+    const Real sum = a.checkpoint_sums[checkpoint_slot(in, place, t) * in.channels + d];
 #pragma unroll
     for (int i = 0; i < STATES; ++i) h.at[c].at[i] += exp2_of(thread.A.at[c].at[i] * sum) * start.at[i];
   }
@@ -301,7 +324,7 @@ __device__ __forceinline__ void walk(const Arguments& a, const Place& place, Sha
 }
 
 // What was summed over l goes to the row of dparameters that belongs to the segment.
-__device__ __forceinline__ void parameters(const Arguments& a, const Place& place, Shared& shared, const Thread& thread, const OfChannels& known) {
+__device__ __forceinline__ void parameters(const Arguments& a, const Place& place, const Shared& shared, const Thread& thread) {
   const Inputs& in = a.in;
   const long long matrix = in.channels * in.n;
   Real* to = a.dparameters + (place.sequence * in.segments + place.segment) * ((1 + STATIC_B + STATIC_C) * matrix + 2 * in.channels);
@@ -314,15 +337,10 @@ __device__ __forceinline__ void parameters(const Arguments& a, const Place& plac
   // Threads whose fours lie in the same columns add theirs up, in order.
   to += (1 + STATIC_B + STATIC_C) * matrix;
   constexpr int ALONG = Dealt<CHANNELS>::ALONG;
-  Four* const shares = (Four*)&shared;
-  __syncthreads();
-  shares[threadIdx.x] = known.dD;
-  shares[THREADS + threadIdx.x] = known.dbias;
-  __syncthreads();
   for (int index = threadIdx.x; index < 2 * CHANNELS; index += THREADS) {
     const int kind = index / CHANNELS, column = index % CHANNELS;
     Real sum = 0;
-    for (int other = column / VECTOR; other < THREADS; other += ALONG) sum += shares[kind * THREADS + other].at[column % VECTOR];
+    for (int other = column / VECTOR; other < THREADS; other += ALONG) sum += (kind ? shared.dbias : shared.dD)[other].at[column % VECTOR];
     if (place.channel + column < in.channels) to[kind * in.channels + place.channel + column] = sum;
   }
 }
@@ -340,17 +358,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
     for (int c = 0; c < LANES; ++c)
       thread.s.at[c].load_row(start, last ? place.sequence : place.sequence * in.segments + place.segment, thread.d + c, thread.n0, in);
 
-  const int column = place.channel + Dealt<CHANNELS>::column();
-  OfChannels known = {per_channel(in.bias, column, in.channels), per_channel(in.D, column, in.channels)};
+  shared.dD[threadIdx.x] = shared.dbias[threadIdx.x] = {};
+  for (int column = threadIdx.x; column < CHANNELS; column += THREADS) {
+    const bool there = place.channel + column < in.channels;
+    shared.bias[column] = there && in.bias.data ? ((const Real*)in.bias.data)[(place.channel + column) * in.bias.stride[0]] : 0;
+    shared.D[column] = there && in.D.data ? ((const Real*)in.D.data)[(place.channel + column) * in.D.stride[0]] : 0;
+  }
+  __syncthreads();
   const long long chunks = (place.part.end - place.part.begin + STEPS - 1) / STEPS;
+  if (chunks) ask(a, place, shared, thread, place.part.begin + (chunks - 1) * STEPS);
   for (long long chunk = chunks - 1; chunk >= 0; --chunk) {
     const long long t = place.part.begin + chunk * STEPS;
     Lines h, decay, kept[STEPS / PART];
-    h.clear();
-    restore(a, place, thread, t, h);
+    wait_for_copies();
+    restore(a, place, shared, thread, t, h);
+    fill(shared, place.left(t));
     __syncthreads();
-    fill(a, place, shared.tile, known.bias, t);
-    __syncthreads();
+    if (chunk) ask(a, place, shared, thread, t - STEPS);
 #pragma unroll 1
     for (int first = 0; first < STEPS; first += PART) {
       kept[first / PART] = h;
@@ -360,17 +384,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
     }
 #pragma unroll 1
     for (int from = STEPS - FINISH; from >= 0; from -= FINISH) {
-      Given<FINISH> given;
+      Given given;
       given.load(a, place, t + from);
 #pragma unroll 1
       for (int first = from + FINISH - PART; first >= from; first -= PART) walk(a, place, shared, thread, kept[first / PART], t, first);
       __syncthreads();
-      finish(a, place, shared, given, t + from, from, known);
+      finish(a, place, shared, given, t + from, from);
       __syncthreads();
     }
   }
   if (place.segment == 0)
 #pragma unroll
     for (int c = 0; c < LANES; ++c) thread.s.at[c].store(a.dstate, place.sequence, thread.d + c, thread.n0, in);
-  parameters(a, place, shared, thread, known);
+  parameters(a, place, shared, thread);
 }

@@ -139,23 +139,36 @@ struct Stream : Dealt<COLUMNS, ROWS> {
   long long along_l, along_columns;
   int columns;  // from the thread's first on
 
-  // `data` is the first column of step 0; there are `width` columns.
-  __device__ __forceinline__ Stream(const Element* data, long long along_l, long long along_columns, int width, long long t)
-      : along_l(along_l), along_columns(along_columns), columns(width - this->column()) {
-    from = data + (t + this->step(0)) * along_l + this->column() * along_columns;
+  // `data` is the first column of the tile's first step; there are `width` columns. Where rows can be read in fours the
+  // host has made sure that a step is less than 2^31 elements, which spares 64-bit products.
+  __device__ __forceinline__ Stream(const Element* data, const long long* stride, int width)
+      : along_l(stride[1]), along_columns(ALIGNED ? 1 : stride[2]), columns(width - this->column()) {
+    from = data + this->column() * along_columns + steps(this->step(0));
   }
-  __device__ __forceinline__ void advance(long long steps) { from += steps * along_l; }
+  __device__ __forceinline__ long long steps(int count) const { return ALIGNED ? (long long)count * (int)along_l : count * along_l; }
+  __device__ __forceinline__ void advance(int count) { from += steps(count); }
+  __device__ __forceinline__ bool inside(int r, int left) const { return this->mine(r) && this->step(r) < left && columns > 0; }
 
   // Four r of a tile of which `left` steps are there; zeros elsewhere.
   __device__ __forceinline__ Raw load(int r, int left) const {
     Raw four = {};
-    if (!this->mine(r) || this->step(r) >= left || columns <= 0) return four;
-    const Element* at = from + r * APART * along_l;
+    if (!inside(r, left)) return four;
+    const Element* at = from + steps(r * APART);
     if (ALIGNED) return *(const Raw*)at;
 #pragma unroll
     for (int j = 0; j < VECTOR; ++j)
       if (j < columns) four.set(j, at[j * along_columns]);
     return four;
+  }
+  // The thread's fours to its own places in shared memory: there, for this thread, after wait_for_copies().
+  __device__ __forceinline__ void copy(Raw (*to)[THREADS], int left) const {
+#pragma unroll
+    for (int r = 0; r < this->COUNT; ++r) {
+      if (ALIGNED && inside(r, left))
+        copy_async(&to[r][threadIdx.x], (const Raw*)(from + steps(r * APART)));
+      else
+        to[r][threadIdx.x] = load(r, left);
+    }
   }
 };
 
@@ -163,11 +176,11 @@ typedef Stream<CHANNELS> Rows;
 typedef Stream<PADDED> Columns;
 
 __device__ __forceinline__ Rows rows_of(const Tensor<const Element>& tensor, const Inputs& in, const Place& place, long long t) {
-  return Rows(tensor.at(place.row, 0, place.channel), tensor.stride[1], tensor.stride[2], place.columns(in), t);
+  return Rows(tensor.at(place.row, t, place.channel), tensor.stride, place.columns(in));
 }
 // Selective B or C: elements, for only a static one is in Real.
 __device__ __forceinline__ Columns columns_of(const Tensor<const void>& matrix, const Inputs& in, const Place& place, long long t) {
-  return Columns((const Element*)matrix.data + place.row * matrix.stride[0], matrix.stride[1], matrix.stride[2], (int)in.n, t);
+  return Columns((const Element*)matrix.data + place.row * matrix.stride[0] + t * matrix.stride[1], matrix.stride, (int)in.n);
 }
 
 // Four numbers of a row of a contiguous (b l d) result.
