@@ -9,8 +9,8 @@ constexpr int RUNS = 8;   // of a block, a warp each
 constexpr int THREADS = WARP * RUNS;
 constexpr int STEPS = ALIGNED && 4 * COLUMNS * sizeof(Element) <= 32 ? 4 : 2;  // of a run that are taken together
 constexpr int PAST = K - 1;
-// Blocks of the way back that share a multiprocessor: what is left of registers there without spilling any.
-#if PACKED || __CUDA_ARCH__ >= 1000
+// Blocks of the way back that share a multiprocessor: as many as leave a thread the registers that it needs.
+#if PACKED || ELEMENT % 3 == 0 || __CUDA_ARCH__ < 900
 constexpr int BLOCKS = 2;
 #else
 constexpr int BLOCKS = 3;
@@ -82,15 +82,17 @@ __device__ __forceinline__ Narrow input(const Inputs& in, const Sequence& s, lon
   return fetch(in.initial.at(s.index, PAST + t - s.begin, d), in.initial.stride[2], columns);
 }
 
-// STEPS steps of a tensor (b l d) on their way from memory; zeros past the last one.
+// STEPS steps of a tensor (b l d) on their way from memory: all of them where WHOLE, else zeros past the last one.
 struct Chunk {
   Narrow step[STEPS];
 
-  __device__ __forceinline__ void load(const Element* from, const long long* stride, int steps, int columns) {
+  template <bool WHOLE>
+  __device__ __forceinline__ void load(const Element*& from, const long long* stride, int steps, int columns) {
 #pragma unroll
     for (int i = 0; i < STEPS; ++i) {
-      step[i] = {};
-      if (i < steps) step[i] = fetch(from + i * stride[1], stride[2], columns);
+      if (WHOLE || i < steps) step[i] = fetch(from, stride[2], columns);
+      else step[i] = {};
+      from += stride[1];
     }
   }
 };
@@ -110,28 +112,40 @@ __device__ __forceinline__ void before(Window& x, const Inputs& in, const Place&
   for (int j = 0; j < PAST; ++j) x.at[j] = widen(input(in, s, place.row, t - PAST + j, place.channel, place.columns));
 }
 
-// Steps t to stop, all of one sequence.
-__device__ __forceinline__ void walk(const ForwardArguments& a, const Place& place, const Sequence& s, const Taps& taps, long long t, long long stop) {
-  const Inputs& in = a.in;
-  const int count = (int)(stop - t);
-  const Element* from = in.x.at(place.row, t, place.channel);
-  Element* to = a.y + (place.row * in.length + t) * in.channels + place.channel;
+// A run of steps of one sequence, forward.
+struct Walk {
   Window x;
   Chunk next;
-  before(x, in, place, s, t);
-  next.load(from, in.x.stride, count, place.columns);
-#pragma unroll 1
-  for (int e = 0; e < count; e += STEPS) {
+  const Element* from;
+  Element* to;
+
+  // The next STEPS steps, of which there are `left`; twice as many and more where WHOLE.
+  template <bool WHOLE>
+  __device__ __forceinline__ void advance(const Inputs& in, const Taps& taps, int left, int columns) {
 #pragma unroll
     for (int i = 0; i < STEPS; ++i) x.at[PAST + i] = widen(next.step[i]);
-    from += STEPS * in.x.stride[1];
-    next.load(from, in.x.stride, count - e - STEPS, place.columns);
+    next.load<WHOLE>(from, in.x.stride, left - STEPS, columns);
 #pragma unroll
-    for (int i = 0; i < STEPS; ++i)
-      if (e + i < count) keep(to + i * in.channels, narrow(activated(taps.filter(x.at + i))), place.columns);
+    for (int i = 0; i < STEPS; ++i) {
+      if (WHOLE || i < left) keep(to, narrow(activated(taps.filter(x.at + i))), columns);
+      to += in.channels;
+    }
     x.shift();
-    to += STEPS * in.channels;
   }
+};
+
+// Steps t to stop, all of one sequence.
+__device__ __forceinline__ void walk(const ForwardArguments& a, const Place& place, const Sequence& s, const Taps& taps, long long t, long long stop) {
+  Walk walk;
+  int left = (int)(stop - t);
+  before(walk.x, a.in, place, s, t);
+  walk.from = a.in.x.at(place.row, t, place.channel);
+  walk.to = a.y + (place.row * a.in.length + t) * a.in.channels + place.channel;
+  walk.next.load<false>(walk.from, a.in.x.stride, left, place.columns);
+#pragma unroll 1
+  for (; left >= 2 * STEPS; left -= STEPS) walk.advance<true>(a.in, taps, left, place.columns);
+#pragma unroll 1
+  for (; left > 0; left -= STEPS) walk.advance<false>(a.in, taps, left, place.columns);
 }
 
 // The last K - 1 inputs of each sequence, a thread for a few channels.
@@ -183,46 +197,66 @@ __device__ __forceinline__ void add(Sums& sums, const Wide& grad, const Wide* wi
   }
 }
 
-// Steps t to stop of one sequence. Step e of these decides on the gradient of the input PAST before it: so PAST steps
-// more are taken, of which those behind the sequence's last give nothing but the final state's gradient.
-__device__ __forceinline__ void retreat(const BackwardArguments& a, const Place& place, const Sequence& s, const Taps& taps, long long t, long long stop, Sums& sums) {
-  const Inputs& in = a.in;
-  const int count = (int)(stop - t), inside = s.end - t < count + PAST ? (int)(s.end - t) : count + PAST;
-  const bool first = t == s.begin && a.dinitial;
-  const Element *x_from = in.x.at(place.row, t, place.channel), *dy_from = a.dy.at(place.row, t, place.channel);
-  Element* const dx = a.dx + (place.row * in.length + t) * in.channels + place.channel;
-  Element* const dinitial = a.dinitial + s.index * PAST * in.channels + place.channel;
-  Window x, grads = {};
-  before(x, in, place, s, t);
-#pragma unroll 1
-  for (int e = 0; e < count + PAST; e += STEPS) {
+// A run of steps of one sequence, and back: step e decides on the gradient of the input PAST before it. So PAST steps more
+// are taken, of which those behind the sequence's last give nothing but the final state's gradient.
+struct Retreat {
+  Window x, grads;
+  const Element *x_from, *dy_from;
+  Element* to;                // of the step's target
+  int count, inside;          // of the run; steps from its first that there are in the sequence
+  const Element* dfinal;      // of the sequence
+  Element* dinitial;          // 0 where it is not wanted, or the run is not the sequence's first
+
+  // Steps e to e + STEPS; where WHOLE, these and their targets all lie inside the run.
+  template <bool WHOLE>
+  __device__ __forceinline__ void advance(const BackwardArguments& a, const Taps& taps, Sums& sums, int e, int columns) {
     Chunk inputs, dy;
-    inputs.load(x_from, in.x.stride, inside - e, place.columns);
-    dy.load(dy_from, a.dy.stride, inside - e, place.columns);
-    x_from += STEPS * in.x.stride[1];
-    dy_from += STEPS * a.dy.stride[1];
+    inputs.load<WHOLE>(x_from, a.in.x.stride, inside - e, columns);
+    dy.load<WHOLE>(dy_from, a.dy.stride, inside - e, columns);
 #pragma unroll
     for (int i = 0; i < STEPS; ++i) {
       x.at[PAST + i] = widen(inputs.step[i]);
       grads.at[PAST + i] = {};
-      if (e + i < inside) grads.at[PAST + i] = before_activation(dy.step[i], taps.filter(x.at + i));
-      if (e + i < count) add(sums, grads.at[PAST + i], x.at + i);
+      if (WHOLE || e + i < inside) grads.at[PAST + i] = before_activation(dy.step[i], taps.filter(x.at + i));
+      if (WHOLE || e + i < count) add(sums, grads.at[PAST + i], x.at + i);
     }
 #pragma unroll
-    for (int i = 0; i < STEPS; ++i) {
+    for (int i = 0; i < STEPS; ++i, to += a.in.channels) {
       const int target = e + i - PAST;
-      if (target >= count || (target < 0 && !first)) continue;
+      if (!WHOLE && (target >= count || (target < 0 && !dinitial))) continue;
       Wide sum = {};
-      if (e + i >= inside) sum = widen(fetch(a.dfinal.at(s.index, e + i - inside, place.channel), a.dfinal.stride[2], place.columns));
+      if (!WHOLE && e + i >= inside) sum = widen(fetch(dfinal + (e + i - inside) * a.dfinal.stride[1], a.dfinal.stride[2], columns));
 #pragma unroll UNROLLED
       for (int j = 0; j < K; ++j)
 #pragma unroll
         for (int c = 0; c < COLUMNS; ++c) sum.at[c] += taps.weight[j].at[c] * grads.at[PAST + i - j].at[c];
-      keep(target < 0 ? dinitial + (target + PAST) * in.channels : dx + target * in.channels, narrow(sum), place.columns);
+      keep(!WHOLE && target < 0 ? dinitial + (target + PAST) * a.in.channels : to, narrow(sum), columns);
     }
     x.shift();
     grads.shift();
   }
+};
+
+// Steps t to stop, all of one sequence.
+__device__ __forceinline__ void retreat(const BackwardArguments& a, const Place& place, const Sequence& s, const Taps& taps, long long t, long long stop, Sums& sums) {
+  const Inputs& in = a.in;
+  Retreat back;
+  before(back.x, in, place, s, t);
+  back.grads = {};
+  back.x_from = in.x.at(place.row, t, place.channel);
+  back.dy_from = a.dy.at(place.row, t, place.channel);
+  back.to = a.dx + (place.row * in.length + t - PAST) * in.channels + place.channel;
+  back.count = (int)(stop - t);
+  back.inside = s.end - t < back.count + PAST ? (int)(s.end - t) : back.count + PAST;
+  back.dfinal = a.dfinal.at(s.index, 0, place.channel);
+  back.dinitial = a.dinitial && t == s.begin ? a.dinitial + s.index * PAST * in.channels + place.channel : 0;
+  int e = 0;
+#pragma unroll 1
+  for (; e < PAST; e += STEPS) back.advance<false>(a, taps, sums, e, place.columns);
+#pragma unroll 1
+  for (; e + STEPS <= back.count; e += STEPS) back.advance<true>(a, taps, sums, e, place.columns);
+#pragma unroll 1
+  for (; e < back.count + PAST; e += STEPS) back.advance<false>(a, taps, sums, e, place.columns);
 }
 
 // An empty sequence hands its state on, and so its gradient.
