@@ -35,7 +35,7 @@ def scan_forward(
         inputs, _ = carried(plan, inputs)
     y, final = u.new_empty(u.shape), A.new_empty(rows, *A.shape)
     kernel = partial(kernels.scan_forward, plan)
-    launch(kernel, u.device, rows * plan.blocks_across, plan.threads, *inputs, y, final)
+    launch(kernel, u.device, rows * plan.blocks_across(len(A)), plan.threads, *inputs, y, final)
     return y, final if segments == 1 else final[segments - 1 :: segments].contiguous()
 
 
@@ -58,12 +58,12 @@ def scan_backward(
     """As `reference.scan_backward`; states are computed again, from one kept every `span` steps."""
     plan = _plan(u, A, B, C, discretisation)
     rows, inputs = _inputs(plan, u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus)
-    blocks, (segments, reach) = rows * plan.blocks_across, inputs[-2:]
+    blocks, (segments, reach) = rows * plan.blocks_across(len(A)), inputs[-2:]
     if segments > 1:
         inputs, elapsed = carried(plan, inputs)
         dfinal_state = carried_back(plan, inputs, dy, dfinal_state, elapsed)
     kept = A.new_empty(kernels.rows_of_kept(plan, rows, reach, u.shape[1], cu_seqlens is not None), *A.shape)
-    final, elapsed = A.new_empty(rows, *A.shape), u.new_empty(rows, plan.d, dtype=torch.float64)
+    final, elapsed = A.new_empty(rows, *A.shape), u.new_empty(rows, len(A), dtype=torch.float64)
     launch(partial(kernels.scan_keep, plan), u.device, blocks, plan.threads, *inputs, kept, final, elapsed)
     grads = _empty_gradients(plan, u, A, rows)
     launch(
@@ -78,7 +78,7 @@ def _plan(u: Tensor, A: Tensor, B: Tensor, C: Tensor, discretisation: str) -> Pl
         dtype=u.dtype,
         is_complex=A.is_complex(),
         n=A.shape[1],
-        d=A.shape[0],
+        room=plans.room_for(len(A)),
         selective_B=B.dim() == 3,
         selective_C=C.dim() == 3,
         zoh=discretisation == "zoh",
@@ -126,7 +126,7 @@ def _empty_gradients(plan: Plan, u: Tensor, A: Tensor, rows: int) -> tuple[Tenso
     du, ddelta, dz = (u.new_empty(u.shape) for _ in range(3))
     dA = u.new_empty(rows, d, n, dtype=plan.wide)
     dB, dC = (
-        u.new_empty(plan.blocks_across, b, length, n, dtype=plan.work)
+        u.new_empty(plan.blocks_across(d), b, length, n, dtype=plan.work)
         if selective
         else u.new_empty(1, rows, d, n, dtype=plan.wide)
         for selective in (plan.selective_B, plan.selective_C)

@@ -25,7 +25,7 @@ class Plan:
     dtype: torch.dtype  # of u, delta, z and selective B and C
     is_complex: bool  # A; then B, C and the states are complex, too
     n: int
-    d: int
+    room: int  # channels that a block may have; see `room_for`
     selective_B: bool
     selective_C: bool
     zoh: bool
@@ -71,8 +71,8 @@ class Plan:
     @cached_property
     def channels(self) -> int:
         """Channels of a block: a power of two, fewer where one step of many would overflow shared memory."""
-        channels = CHANNELS
-        while channels > 1 and (channels >= 2 * self.d or self._too_many(channels)):
+        channels = self.room
+        while channels > 1 and self._too_many(channels):
             channels //= 2
         return channels
 
@@ -81,10 +81,9 @@ class Plan:
         """Threads of a block."""
         return self.channels * self.groups
 
-    @property
-    def blocks_across(self) -> int:
-        """Blocks that share the channels of a sequence."""
-        return -(-self.d // self.channels)
+    def blocks_across(self, d: int) -> int:
+        """Blocks that share d channels of a sequence."""
+        return -(-d // self.channels)
 
     @cached_property
     def forward_tile(self) -> int:
@@ -95,6 +94,11 @@ class Plan:
     def backward_tile(self) -> int:
         """Steps of a tile of the backward pass."""
         return min(32, _power_of_two((SHARED - self._totals(self.channels)) // self._backward_step(self.channels)))
+
+    @property
+    def keep_tile(self) -> int:
+        """Steps of a tile of the pass that keeps states: what fits beside the forward pass's arrays, within a span."""
+        return min(self.forward_tile, self.span)
 
     @property
     def forward_bytes(self) -> int:
@@ -133,6 +137,11 @@ class Plan:
     def _totals(self, channels: int) -> int:
         """Bytes of two sums a thread, in double precision."""
         return 16 * self.groups * channels
+
+
+def room_for(d: int) -> int:
+    """The least power of two that holds d channels, up to CHANNELS: a wider block would idle."""
+    return min(CHANNELS, 1 << (d - 1).bit_length())
 
 
 def _power_of_two(number: int) -> int:

@@ -35,7 +35,7 @@ def gradient_codes(plan: Plan) -> list[Any]:
 @cache
 def scan_forward(plan: Plan) -> Any:
     """y and the final states."""
-    tile, across, states, work = plan.forward_tile, plan.blocks_across, plan.states, _work(plan)
+    tile, states, work = plan.forward_tile, plan.states, _work(plan)
     load, store, run, write = (f(plan) for f in (load_own, store_own, observe, write_outputs))
     place_of, shared, stage = _place(plan), _forward_arrays(plan), stage_inputs(plan)
     selective_B, selective_C = plan.selective_B, plan.selective_C
@@ -48,8 +48,8 @@ def scan_forward(plan: Plan) -> Any:
         B_own = cuda.local.array(states, work)
         C_own = cuda.local.array(states, work)
         h = cuda.local.array(states, work)
-        row, block = cuda.blockIdx.x // across, cuda.blockIdx.x % across
-        place, (batch, begin, end) = place_of(block), extent(bounds, given, row, segments, reach, u.shape[1])
+        row, _, place = place_of(u.shape[2])
+        batch, begin, end = extent(bounds, given, row, segments, reach, u.shape[1])
         load(A, 0, place, A_own, True)
         load(B, 0, place, B_own, not selective_B)
         load(C, 0, place, C_own, not selective_C)
@@ -72,7 +72,7 @@ def scan_forward(plan: Plan) -> Any:
 @cache
 def scan_keep(plan: Plan) -> Any:
     """The states every `plan.span` steps, those at the end, and the sum of each channel's Δ."""
-    tile, across, states, work = plan.backward_tile, plan.blocks_across, plan.states, _work(plan)
+    tile, states, work = plan.keep_tile, plan.states, _work(plan)
     load, store, run, begins = (f(plan) for f in (load_own, store_own, advance, _first_kept))
     place_of, shared, stage = _place(plan), _forward_arrays(plan), stage_inputs(plan)
     span, selective_B, stage_B = plan.span, plan.selective_B, stage_matrix(plan, plan.selective_B)
@@ -83,8 +83,8 @@ def scan_keep(plan: Plan) -> Any:
         A_own = cuda.local.array(states, work)
         B_own = cuda.local.array(states, work)
         h = cuda.local.array(states, work)
-        row, block = cuda.blockIdx.x // across, cuda.blockIdx.x % across
-        place, (batch, begin, end) = place_of(block), extent(bounds, given, row, segments, reach, u.shape[1])
+        row, _, place = place_of(u.shape[2])
+        batch, begin, end = extent(bounds, given, row, segments, reach, u.shape[1])
         channel, c, g = place
         load(A, 0, place, A_own, True)
         load(B, 0, place, B_own, not selective_B)
@@ -116,7 +116,7 @@ def scan_backward(plan: Plan) -> Any:
     Parts of selective dB and dC are (blocks_across b l n), of static ones (1 rows d n); for a selective dC it is the
     sum of dy h. Those of dA are (rows d n), those of dD and dbias (rows d).
     """
-    across, states, span, tile, tiles = plan.blocks_across, plan.states, plan.span, plan.backward_tile, plan.tiles
+    states, span, tile, tiles = plan.states, plan.span, plan.backward_tile, plan.tiles
     work, wide, selective_B, selective_C = _work(plan), ELEMENT[plan.wide], plan.selective_B, plan.selective_C
     load, store, begins, place_of = (f(plan) for f in (load_own, store_own, _first_kept, _place))
     shared, split, back, write_sums = (f(plan) for f in (_backward_arrays, _split, _back, _write_sums))
@@ -135,8 +135,8 @@ def scan_backward(plan: Plan) -> Any:
         firsts = cuda.local.array((tiles, states), work)
         sums = cuda.local.array((3, states), wide)
         channel_sums = cuda.local.array(2, types.float64)
-        row, block = cuda.blockIdx.x // across, cuda.blockIdx.x % across
-        place, (batch, begin, end) = place_of(block), extent(bounds, given, row, segments, reach, u.shape[1])
+        row, block, place = place_of(u.shape[2])
+        batch, begin, end = extent(bounds, given, row, segments, reach, u.shape[1])
         load(A, 0, place, A_own, True)
         load(B, 0, place, B_own, not selective_B)
         load(C, 0, place, C_own, not selective_C)
@@ -176,11 +176,14 @@ def extent(bounds, given, row, segments, reach, length):
 
 @cache
 def _place(plan: Plan) -> Any:
+    """Of d channels: the row, the number of the block among those of the row, and the place of the thread."""
     channels = plan.channels
 
-    def place(block):
+    def place(d):
+        across = (d + channels - 1) // channels
+        row, block = cuda.blockIdx.x // across, cuda.blockIdx.x % across
         c, g = cuda.threadIdx.x % channels, cuda.threadIdx.x // channels
-        return block * channels + c, c, g
+        return row, block, (block * channels + c, c, g)
 
     return device_function(place)
 

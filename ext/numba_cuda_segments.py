@@ -27,7 +27,7 @@ CARRIERS = 128  # threads of a block that carries states on
 def cut(plan: Plan, u: Tensor, cu_seqlens: Tensor | None) -> tuple[int, int]:
     """How many segments a sequence has, and how many steps each but the last; packed sequences have one."""
     b, length = u.shape[:2]
-    threads = b * plan.blocks_across * plan.threads
+    threads = b * plan.blocks_across(u.shape[2]) * plan.threads
     if cu_seqlens is not None or threads == 0 or length == 0:
         return 1, length
     segments = max(1, min(THREADS // threads, length // LEAST))
@@ -39,11 +39,12 @@ def carried(plan: Plan, inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], Tenso
     """The kernels' first arguments with the initial state of every segment, and the sums of Δ."""
     *first, initial, bounds, given, segments, reach = inputs
     u, A = first[0], first[2]
-    rows = u.shape[0] * segments
-    kept = A.new_empty(rows_of_kept(plan, rows, reach, u.shape[1], False), *A.shape[1:])
-    ends, elapsed = A.new_empty(rows, *A.shape[1:]), u.new_empty(rows, plan.d, dtype=torch.float64)
+    b, length, d = u.shape
+    rows = b * segments
+    kept = A.new_empty(rows_of_kept(plan, rows, reach, length, False), *A.shape[1:])
+    ends, elapsed = A.new_empty(rows, *A.shape[1:]), u.new_empty(rows, d, dtype=torch.float64)
     blank = *first, initial, bounds, given & ~INITIAL, segments, reach
-    launch(partial(scan_keep, plan), u.device, rows * plan.blocks_across, plan.threads, *blank, kept, ends, elapsed)
+    launch(partial(scan_keep, plan), u.device, rows * plan.blocks_across(d), plan.threads, *blank, kept, ends, elapsed)
     states = _carry(plan, A, ends, elapsed, initial, given & INITIAL, segments, 0)
     return (*first, states, bounds, given | INITIAL, segments, reach), elapsed
 
@@ -52,8 +53,8 @@ def carried_back(plan: Plan, inputs: tuple[Any, ...], dy: Tensor, dfinal_state: 
     """The gradient of the state after every segment."""
     u, A, segments = inputs[0], inputs[2], inputs[-2]
     rows = u.shape[0] * segments
-    begins = A.new_empty(rows, *A.shape[1:])
-    launch(partial(_scan_retreat, plan), u.device, rows * plan.blocks_across, plan.threads, *inputs, dy, begins)
+    blocks, begins = rows * plan.blocks_across(u.shape[2]), A.new_empty(rows, *A.shape[1:])
+    launch(partial(_scan_retreat, plan), u.device, blocks, plan.threads, *inputs, dy, begins)
     return _carry(plan, A, begins, elapsed, dfinal_state, 1, segments, 1)
 
 
@@ -62,8 +63,7 @@ def _carry(
 ) -> Tensor:
     """What comes into every segment, from `start` (where that was given) and what each adds, first to last or back."""
     carried = torch.empty_like(ends)
-    elements = len(ends) // segments * plan.d * plan.n
-    blocks = -(-elements // CARRIERS)
+    blocks = -(-ends.numel() // (segments * CARRIERS))
     arguments = A, ends, elapsed, start, started, segments, back, carried
     launch(partial(_carry_kernel, plan), ends.device, blocks, CARRIERS, *arguments)
     return carried
@@ -71,13 +71,13 @@ def _carry(
 
 @cache
 def _carry_kernel(plan: Plan) -> Any:
-    d, n, zero, real = plan.d, plan.n, REAL[plan.dtype](0), REAL[plan.dtype]
+    n, zero, real = plan.n, REAL[plan.dtype](0), REAL[plan.dtype]
     f, row, flag = functions(plan.dtype, plan.is_complex), (plan.work, 3), types.int64
     exp, conj = f.exp, f.conj
 
     @compiled([row, row, (torch.float64, 2), row, flag, flag, flag, row], CARRIERS)
     def kernel(A, ends, elapsed, start, started, segments, back, carried):
-        place = cuda.grid(1)
+        place, d = cuda.grid(1), A.shape[1]
         batch, channel, k = place // (d * n), place // n % d, place % n
         if batch * segments >= ends.shape[0]:
             return
@@ -98,7 +98,7 @@ def _carry_kernel(plan: Plan) -> Any:
 @cache
 def _scan_retreat(plan: Plan) -> Any:
     """The gradients of the states before each row that come from its own outputs."""
-    tile, channels, across, states = plan.backward_tile, plan.channels, plan.blocks_across, plan.states
+    tile, channels, states = plan.forward_tile, plan.channels, plan.states
     real, work, C_rows, padded = ELEMENT[plan.real], ELEMENT[plan.work], tile if plan.selective_C else 1, plan.padded
     load, store, stage, run, stage_dy = (f(plan) for f in (load_own, store_own, stage_inputs, retreat, stage_grads))
     selective_C, stage_C = plan.selective_C, stage_matrix(plan, plan.selective_C)
@@ -113,6 +113,7 @@ def _scan_retreat(plan: Plan) -> Any:
         A_own = cuda.local.array(states, work)
         C_own = cuda.local.array(states, work)
         dh = cuda.local.array(states, work)
+        across = (u.shape[2] + channels - 1) // channels
         row, c = cuda.blockIdx.x // across, cuda.threadIdx.x % channels
         place = cuda.blockIdx.x % across * channels + c, c, cuda.threadIdx.x // channels
         batch, begin, end = extent(bounds, given, row, segments, reach, u.shape[1])

@@ -46,7 +46,7 @@ def step(
         dtype=x.dtype,
         is_complex=A.is_complex(),
         n=n,
-        d=A.shape[0],
+        room=1,
         selective_B=B is None,
         selective_C=C is None,
         zoh=zoh,

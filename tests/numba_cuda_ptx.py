@@ -16,7 +16,7 @@ from mambalab.ext.numba_cuda_plan import Plan
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SELECTIVE = {"selective_B": True, "selective_C": True}
-PLAIN = {"dtype": torch.float32, "is_complex": False, "n": 16, "d": 1536, **SELECTIVE, "zoh": False}
+PLAIN = {"dtype": torch.float32, "is_complex": False, "n": 16, "room": 32, **SELECTIVE, "zoh": False}
 PLANS = (
     *({"dtype": dtype} for dtype in DTYPES),
     {"dtype": torch.float64, "is_complex": True, "zoh": True},

@@ -10,7 +10,7 @@ import pytest
 import torch
 from ext_cases import assert_same, bare_scan, scan_case
 from mambalab.ext import backends, numba_cuda_probe
-from mambalab.ext.numba_cuda_plan import Plan
+from mambalab.ext.numba_cuda_plan import Plan, room_for
 
 HERE = Path(__file__).parent
 (ROW,) = (row for row in backends.BACKENDS if row.name == "numba-cuda")
@@ -75,19 +75,22 @@ def test_a_kernel_that_fails_is_one_line(monkeypatch, problem, said):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])
 def test_a_plan_fits_a_block(n, d, dtype, is_complex):
-    plan = Plan(dtype=dtype, is_complex=is_complex, n=n, d=d, selective_B=True, selective_C=True, zoh=False)
+    plan = Plan(
+        dtype=dtype, is_complex=is_complex, n=n, room=room_for(d), selective_B=True, selective_C=True, zoh=False
+    )
     assert plan.padded >= n
-    assert plan.blocks_across * plan.channels >= d
+    assert plan.blocks_across(d) * plan.channels >= d
     assert plan.threads <= 1024
     assert plan.backward_tile <= plan.forward_tile
     assert plan.span % plan.backward_tile == 0
+    assert plan.span % plan.keep_tile == 0
     assert plan.backward_bytes <= 48 * 1024
     assert plan.forward_bytes <= 48 * 1024
 
 
 def test_more_states_than_fit_are_refused():
     with pytest.raises(ValueError, match=r"can't take n = 9999 states in torch\.float32"):
-        Plan(dtype=torch.float32, is_complex=False, n=9999, d=1, selective_B=True, selective_C=True, zoh=False)
+        Plan(dtype=torch.float32, is_complex=False, n=9999, room=1, selective_B=True, selective_C=True, zoh=False)
 
 
 @pytest.mark.gpu
