@@ -13,6 +13,8 @@ import torch
 
 from . import reference, self_test
 
+FOLDER = Path(__file__).parent
+
 _log = logging.getLogger(__package__)
 
 
@@ -28,7 +30,8 @@ class Backend:
     device: str  # a torch device type, or "any"
     missing: Callable[[], str | None]  # why it can't run here; None when it can
     cure: str  # what to do about that
-    sources: tuple[str, ...]  # its files beside this one, for the digest in a record's provenance
+    sources: tuple[str, ...]  # its files, from this folder, for the digest in a record's provenance
+    complex_A: bool = True  # whether the scan and the step take a complex A
     scan_forward: Callable[..., Any]
     scan_backward: Callable[..., Any]
     conv_forward: Callable[..., Any]
@@ -57,6 +60,11 @@ def _late(module: str, function: str) -> Callable[..., Any]:
     return call
 
 
+def _files(*patterns: str) -> tuple[str, ...]:
+    """The files of this folder that match, by name: a file that is added to a backend counts without being listed."""
+    return tuple(sorted(path.relative_to(FOLDER).as_posix() for pattern in patterns for path in FOLDER.glob(pattern)))
+
+
 def _import_error(module: str) -> str | None:
     """Why somebody else's `module` can't be imported; our own are left to the self-test, which no test skips."""
     try:
@@ -72,26 +80,7 @@ BACKENDS = (
         device="cpu",
         missing=lambda: _import_error("numba"),
         cure="pip install numba",
-        sources=(
-            "cpu.py",
-            "cpu_arrays.py",
-            "cpu_chunks.py",
-            "cpu_compile.py",
-            "cpu_conv.py",
-            "cpu_conv_kernels.py",
-            "cpu_kernels.py",
-            "cpu_memory.py",
-            "cpu_norm.py",
-            "cpu_norm_kernels.py",
-            "cpu_pieces.py",
-            "cpu_step.py",
-            "cpu_step_kernels.py",
-            "cpu_threads.py",
-            "cpu_tiles.py",
-            "lane_math.py",
-            "lanes.py",
-            "reference.py",
-        ),
+        sources=_files("cpu*.py", "lane*.py", "reference.py"),
         scan_forward=_late("cpu", "scan_forward"),
         scan_backward=_late("cpu", "scan_backward"),
         conv_forward=_late("cpu_conv", "conv_forward"),
@@ -101,26 +90,26 @@ BACKENDS = (
         step=_late("cpu_step", "step"),
     ),
     Backend(
+        name="cuda",
+        device="cuda",
+        missing=_late("cuda_launch", "missing"),
+        cure="a GPU of sm_80 or later with its driver, and torch's CUDA build",
+        sources=_files("cuda*.py", "nvrtc.py", "cubin_cache.py", "csrc/*.cu", "csrc/*.cuh", "reference.py"),
+        complex_A=False,
+        scan_forward=_late("cuda", "scan_forward"),
+        scan_backward=_late("cuda", "scan_backward"),
+        conv_forward=_late("cuda_conv", "conv_forward"),
+        conv_backward=_late("cuda_conv", "conv_backward"),
+        norm_forward=_late("cuda_norm", "norm_forward"),
+        norm_backward=_late("cuda_norm", "norm_backward"),
+        step=_late("cuda_step", "step"),
+    ),
+    Backend(
         name="numba-cuda",
         device="cuda",
         missing=_late("numba_cuda_probe", "missing"),
         cure='pip install "mambalab[numba-cuda]"',
-        sources=(
-            "numba_cuda.py",
-            "numba_cuda_arrays.py",
-            "numba_cuda_backward.py",
-            "numba_cuda_conv.py",
-            "numba_cuda_conv_kernels.py",
-            "numba_cuda_math.py",
-            "numba_cuda_norm.py",
-            "numba_cuda_plan.py",
-            "numba_cuda_probe.py",
-            "numba_cuda_scan_kernels.py",
-            "numba_cuda_segments.py",
-            "numba_cuda_step.py",
-            "numba_cuda_tiles.py",
-            "reference.py",
-        ),
+        sources=_files("numba_cuda*.py", "reference.py"),
         scan_forward=_late("numba_cuda", "scan_forward"),
         scan_backward=_late("numba_cuda", "scan_backward"),
         conv_forward=_late("numba_cuda_conv", "conv_forward"),
@@ -145,21 +134,24 @@ BACKENDS = (
     ),
 )
 
-_picked: dict[tuple[torch.device | str, str | None], Backend] = {}
+_picked: dict[tuple[torch.device | str, str | None, bool], Backend] = {}
 _verdicts: dict[tuple[Backend, torch.device], str | None] = {}
 
 
-def pick(device: torch.device | str, name: str | None = None) -> Backend:
+def pick(device: torch.device | str, name: str | None = None, complex_A: bool = False) -> Backend:
     """The backend called `name`, or else the first usable one of the device; tested before its first use.
 
-    A backend asked for by name never falls back. Raises ValueError when the name is unknown or of another device, or
-    when nothing can run; RuntimeError when the first use falls inside a CUDA graph capture.
+    With `complex_A` it is one that takes a complex A. A backend asked for by name never falls back. Raises ValueError
+    when the name is unknown, of another device or without a complex A, or when nothing can run; RuntimeError when the
+    first use falls inside a CUDA graph capture.
     """
-    row = _picked.get((device, name))
+    row = _picked.get((device, name, complex_A))
     if row is None:
         place = _with_index(torch.device(device))
-        row = _picked.get((place, name)) or (_default(place) if name is None else _named(place, name))
-        _picked[device, name] = _picked[place, name] = row
+        row = _picked.get((place, name, complex_A))
+        if row is None:
+            row = _default(place, complex_A) if name is None else _named(place, name, complex_A)
+        _picked[device, name, complex_A] = _picked[place, name, complex_A] = row
     return row
 
 
@@ -177,7 +169,7 @@ def kernel_digest(name: str) -> str:
     """SHA-256 over the sources of the backend called `name`."""
     digest = hashlib.sha256()
     for source in _row(name).sources:
-        digest.update((Path(__file__).parent / source).read_bytes())
+        digest.update((FOLDER / source).read_bytes())
     return digest.hexdigest()
 
 
@@ -191,7 +183,7 @@ def _status(row: Backend) -> Status:
     reason = missing or _reason(row, _with_index(torch.device("cpu" if row.device == "any" else row.device)))
     if reason is None:
         return Status(row.name, row.device, "usable", "", "")
-    return Status(row.name, row.device, "missing" if missing else "refused", reason, _cure(row))
+    return Status(row.name, row.device, "missing" if missing else "refused", *_advice(row, reason))
 
 
 def _row(name: str) -> Backend:
@@ -202,36 +194,43 @@ def _row(name: str) -> Backend:
     return rows[name]
 
 
-def _named(device: torch.device, name: str) -> Backend:
+def _named(device: torch.device, name: str, complex_A: bool) -> Backend:
     row = _row(name)
     if row.device not in ("any", device.type):
         raise ValueError(f"backend {name!r} runs on {row.device}, but the tensors are on {device}")
+    if complex_A and not row.complex_A:
+        others = (other.name for other in BACKENDS if other.complex_A and other.device in ("any", device.type))
+        raise ValueError(f"backend {name!r} has no complex A; these have: {', '.join(others)}")
     reason = _reason(row, device)
     if reason is not None:
-        raise ValueError(f"backend {name!r} can't run on {device}: {reason} (cure: {_cure(row)})")
+        raise ValueError("backend {!r} can't run on {}: {} (cure: {})".format(name, device, *_advice(row, reason)))
     return row
 
 
-def _default(device: torch.device) -> Backend:
+def _default(device: torch.device, complex_A: bool) -> Backend:
     refused = []
     for row in BACKENDS:
-        if row.device == device.type:
-            reason = _reason(row, device)
-            if reason is None:
-                _log.info("backend %s on %s", row.name, device)
-                return row
-            refused.append(f"{row.name}: {reason} (cure: {_cure(row)})")
+        if row.device != device.type:
+            continue
+        if complex_A and not row.complex_A:
+            refused.append(f"{row.name}: has no complex A")
+            continue
+        reason = _reason(row, device)
+        if reason is None:
+            _log.info("backend %s on %s%s", row.name, device, " for a complex A" if complex_A else "")
+            return row
+        refused.append("{}: {} (cure: {})".format(row.name, *_advice(row, reason)))
     reasons = "; ".join(refused) or "none is written for it"
     if device.type == "cpu":
         _log.warning("the slow backend 'reference' on cpu, for want of a faster one: %s", reasons)
-        return _named(device, "reference")
+        return _named(device, "reference", complex_A)
     raise ValueError(f"no backend can run on {device}: {reasons}; backend='reference' would, slowly")
 
 
 def _reason(row: Backend, device: torch.device) -> str | None:
     """Why `row` can't be used on `device`: it is missing, or failed its self-test; None when it can."""
     if (row, device) not in _verdicts:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if device.type == "cuda" and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 f"the first use of backend {row.name!r} falls inside a CUDA graph capture; "
                 f"call mambalab.ext.prepare({str(device)!r}) before it"
@@ -240,11 +239,16 @@ def _reason(row: Backend, device: torch.device) -> str | None:
     return _verdicts[row, device]
 
 
-def _cure(row: Backend) -> str:
-    return row.cure if row.missing() else "report it with the output of `mambalab doctor`"
+def _advice(row: Backend, reason: str) -> tuple[str, str]:
+    """The reason and its cure, with which it may end."""
+    bare, said, cure = reason.rpartition(" (cure: ")
+    if said:
+        return bare, cure.removesuffix(")")
+    return reason, row.cure if row.missing() else "report it with the output of `mambalab doctor`"
 
 
 def _with_index(device: torch.device) -> torch.device:
     if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
+        # Without a GPU there is no current one to ask for; the rows say what is missing.
+        return torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0)
     return device

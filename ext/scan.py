@@ -69,7 +69,7 @@ def _scan(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     check_bounds(cu_seqlens, u.shape[1])
-    return pick(u.device, backend or None).scan_forward(
+    return pick(u.device, backend or None, A.is_complex()).scan_forward(
         u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, discretisation
     )
 
@@ -92,7 +92,7 @@ def _scan_backward(
     discretisation: str,
     backend: str,
 ) -> list[Tensor]:
-    grads = pick(u.device, backend or None).scan_backward(
+    grads = pick(u.device, backend or None, A.is_complex()).scan_backward(
         dy, dfinal_state, u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, discretisation
     )
     return [grad for grad in grads if grad is not None]

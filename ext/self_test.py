@@ -24,7 +24,8 @@ def failure(row: Any, device: torch.device) -> str | None:
                 answers = question(row, _normal(device, torch.float32))
                 error = max(map(_relative_error, answers, _expected(question)))
             except Exception as problem:
-                return f"self-test of {name}: {type(problem).__name__}: {problem}"
+                lines = str(problem).splitlines() or ["no message"]
+                return f"self-test of {name}: {type(problem).__name__}: {lines[0]}"
             if not error <= TOLERANCE:
                 return f"self-test of {name}: relative error {error:.1e}, allowed {TOLERANCE:.0e}"
     return None

@@ -68,7 +68,8 @@ torch.library.define(
 @torch.library.impl("mambalab::step_", "default")
 def _step(x: Tensor, *arguments: Any) -> Tensor:
     *rest, backend = arguments
-    row = pick(x.device, backend or None)
+    A = rest[5]
+    row = pick(x.device, backend or None, A.is_complex())
     if not torch.is_autocast_enabled(x.device.type):
         return row.step(x, *rest)
     # The projections inside are in x's dtype by contract, whatever autocast is on around them.

@@ -2,6 +2,7 @@
 
 import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import jaxtyping
@@ -12,8 +13,14 @@ EXT = Path(__file__).parents[1] / "ext"
 # Numba compiles the source of functions on lanes, so the hook must not wrap them.
 compiled = re.compile(r"^ *(from|import) (numba|llvmlite|\.lanes|\.lane_math|\.numba_cuda_arrays)\b", re.MULTILINE)
 checked = [f"mambalab.ext.{file.stem}" for file in EXT.glob("*.py") if not compiled.search(file.read_text("utf-8"))]
-jaxtyping.install_import_hook([*checked, "mambalab.models"], "beartype.beartype")
+hooked = find_spec("beartype") is not None
+if hooked:
+    jaxtyping.install_import_hook([*checked, "mambalab.models"], "beartype.beartype")
 torch.set_num_threads(2)
+
+
+def pytest_report_header() -> list[str]:
+    return [] if hooked else ["beartype is not installed: shapes are not checked from the signatures"]
 
 
 @pytest.fixture

@@ -42,6 +42,7 @@ EMULATED = Backend(
     missing=cuda_emulator.missing,
     cure="apt install g++",
     sources=(),
+    complex_A=False,
     scan_forward=_emulated("cuda", "scan_forward"),
     scan_backward=_emulated("cuda", "scan_backward"),
     conv_forward=_emulated("cuda_conv", "conv_forward"),

@@ -20,8 +20,6 @@ LENGTHS = (1, 2, 63, 64, 65, 257)
 SELECTIVE = ("", "Δ", "B", "C", "ΔB", "ΔC", "BC", "ΔBC")
 
 ROWS = (*BACKENDS, EMULATED)
-# The rows that take no complex A, and the most states that they take.
-MOST_REAL_STATES = {"cuda": 256, "cuda-emulated": 256}
 
 
 def over(rows: Iterable[Backend]) -> pytest.MarkDecorator:
@@ -37,13 +35,10 @@ every_backend = over(ROWS)
 every_kernel = over(row for row in ROWS if row.name != "reference")
 
 
-def usable(backend: Backend, *, n: int = 1, complex_A: bool = False) -> str:
+def usable(backend: Backend, *, complex_A: bool = False) -> str:
     """The backend's name for the ops; skips the test where the backend is missing or lacks that, with its reason."""
-    most = MOST_REAL_STATES.get(backend.name, n)
     reason = backend.missing()
-    if reason is None and n > most:
-        reason = f"takes up to {most} states, not {n}"
-    if reason is None and complex_A and backend.name in MOST_REAL_STATES:
+    if reason is None and complex_A and not backend.complex_A:
         reason = "takes a real A only"
     if reason is not None:
         pytest.skip(f"{backend.name}: {reason}")

@@ -1,11 +1,12 @@
 """Which backend a device gets: tested before first use, never silently another, and every refusal with its reason."""
 
+import ast
 import logging
 import re
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
@@ -115,6 +116,42 @@ def test_a_backend_asked_for_by_name_never_falls_back(table):
         selective_scan(**scan_case().tensors, backend="fast")
 
 
+def test_a_complex_A_goes_to_the_first_row_that_takes_it(table, caplog):
+    real = replace(FAST, complex_A=False)
+    table(real, replace(FAST, name="other"), REFERENCE)
+    with caplog.at_level(logging.INFO, "mambalab.ext"):
+        for names in (("A",), ("A",), ()):
+            tensors = scan_case(complex_names=names).tensors
+            y, _ = selective_scan(**tensors | {"u": tensors["u"].requires_grad_()}, return_final_state=True)
+            y.sum().backward()
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["backend other on cpu for a complex A", "backend fast on cpu"]
+
+
+def test_a_row_without_complex_A_that_is_asked_for_by_name_says_which_have_it(table):
+    table(replace(FAST, complex_A=False), replace(FAST, name="other"), REFERENCE)
+    with pytest.raises(ValueError, match=r"^backend 'fast' has no complex A; these have: other, reference$"):
+        selective_scan(**scan_case(complex_names=("A",)).tensors, backend="fast")
+    table(replace(FAST, complex_A=False, device="meta"), REFERENCE)
+    with pytest.raises(ValueError, match=r"no backend can run on meta: fast: has no complex A; "):
+        backends.pick("meta", None, True)
+
+
+def test_a_reason_that_brings_its_cure_gets_no_other(table):
+    table(replace(FAST, missing=lambda: "no compiler (cure: pip install one)"), REFERENCE)
+    with pytest.raises(ValueError, match=r"'fast' can't run on cpu: no compiler \(cure: pip install one\)$"):
+        backends.pick("cpu", "fast")
+    assert backends.status()[0] == ("fast", "cpu", "missing", "no compiler", "pip install one")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+@pytest.mark.parametrize("name", [None, "cuda", "numba-cuda"])
+def test_without_a_gpu_its_backends_say_what_is_missing(name):
+    with pytest.raises(ValueError, match=r"can('t)? run on cuda:0: .*\(cure: [^()]+\)") as refusal:
+        prepare("cuda", name)
+    assert "\n" not in str(refusal.value)
+
+
 def test_a_backend_of_another_device_is_refused():
     with pytest.raises(ValueError, match=r"backend 'cpu' runs on cpu, but the tensors are on meta"):
         backends.pick("meta", "cpu")
@@ -135,6 +172,7 @@ def test_an_unknown_backend_gets_its_neighbours(table, name, near):
 
 def test_the_first_use_inside_a_graph_capture_is_refused(table, monkeypatch):
     table(replace(FAST, device="cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match=r"CUDA graph capture; call mambalab.ext.prepare\('cuda:0'\) before it"):
         backends.pick("cuda:0")
@@ -183,12 +221,41 @@ def test_every_backend_has_a_digest_and_a_status():
     assert all(len(backends.kernel_digest(state.name)) == 64 for state in states if state.state == "usable")
 
 
-def test_every_file_of_a_backend_counts_in_its_digest():
+def needs(file):
+    """The names of the files beside `file` that it imports or includes."""
+    text = file.read_text("utf-8")
+    if file.suffix != ".py":
+        return {f"csrc/{name}" for name in re.findall(r'^#include "(.*)"', text, re.M)}
+    imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) and node.level == 1]
+    modules = {name for node in imports for name in ([node.module] if node.module else [a.name for a in node.names])}
+    return {f"{module}.py" for module in modules}
+
+
+@pytest.mark.parametrize("row", backends.BACKENDS, ids=lambda row: row.name)
+def test_every_file_of_a_backend_counts_in_its_digest(row):
+    assert {needed for name in row.sources for needed in needs(backends.FOLDER / name)} <= {*row.sources}
+
+
+def test_the_digest_of_cuda_covers_its_kernels(monkeypatch, tmp_path):
+    (row,) = (row for row in backends.BACKENDS if row.name == "cuda")
+    csrc = {f"csrc/{file.name}" for file in (backends.FOLDER / "csrc").iterdir() if file.is_file()}
+    assert csrc == {name for name in row.sources if name.startswith("csrc/")}
+    digest = backends.kernel_digest("cuda")
+    copytree(backends.FOLDER, tmp_path / "ext")
+    monkeypatch.setattr(backends, "FOLDER", tmp_path / "ext")
+    assert backends.kernel_digest("cuda") == digest
+    for name in csrc:
+        with (tmp_path / "ext" / name).open("a") as file:
+            file.write("\n")
+        assert backends.kernel_digest("cuda") != digest, name
+        digest = backends.kernel_digest("cuda")
+
+
+def test_no_file_that_compiles_is_left_out_of_the_digests():
     sources = {source for row in backends.BACKENDS for source in row.sources}
-    folder = Path(backends.__file__).parent
-    assert all((folder / source).is_file() for source in sources)
-    assert {file.name for file in folder.glob("cpu*.py")} <= sources
-    compiled = {file.name for file in folder.glob("*.py") if re.search(r"^ *from numba", file.read_text("utf-8"), re.M)}
+    texts = {file.name: file.read_text("utf-8") for file in backends.FOLDER.glob("*.py")}
+    compiled = {name for name, text in texts.items() if re.search(r"^ *from numba", text, re.M)}
+    assert compiled
     assert compiled <= sources
 
 
