@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from functools import cache
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,14 +13,27 @@ from .cuda_arguments import in_fours, plain, pointer, tensor
 from .cuda_geometry import WARP, Defines, element
 from .nvrtc import Variant
 
-FORWARD_COLUMNS = 4  # channels of a lane; on the way back more has to be kept of each
-BACKWARD_COLUMNS = 2
 RUNS = 8  # of a block, a warp each (conv.cu)
 THREADS = WARP * RUNS
 STEPS = 4  # what a run is a multiple of
-LONGEST = 32  # steps of a run: the longer, the fewer partial sums, and the fewer warps
 WARPS = 32  # that are to walk on a multiprocessor at once
 SUM_THREADS = 8 * WARP  # of sum_parts.cu, for WARP results
+
+
+class Way(NamedTuple):
+    """How a warp walks: channels of a lane, and the most steps of a run.
+
+    What a run costs before its first step and behind its last is spread over its steps; the more of these, the fewer
+    warps there are.
+    """
+
+    columns: int
+    longest: int
+
+
+FORWARD = Way(columns=4, longest=32)
+# More has to be kept of each channel, and a run takes k-1 steps beyond its own.
+BACKWARD = Way(columns=2, longest=64)
 
 
 def conv_forward(
@@ -31,7 +45,7 @@ def conv_forward(
     activation: str,
 ) -> tuple[Tensor, Tensor]:
     """As `reference.conv_forward`."""
-    call = _Call(x, weight, bias, initial_state, cu_seqlens, activation, FORWARD_COLUMNS)
+    call = _Call(x, weight, bias, initial_state, cu_seqlens, activation, FORWARD)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     final_state = torch.empty(call.state, dtype=x.dtype, device=x.device)
     defines = call.defines(in_fours(call.x) and in_fours(call.initial))
@@ -52,7 +66,7 @@ def conv_backward(
     activation: str,
 ) -> tuple[Tensor | None, ...]:
     """As `reference.conv_backward`: the values before the activation are computed again."""
-    call = _Call(x, weight, bias, initial_state, cu_seqlens, activation, BACKWARD_COLUMNS)
+    call = _Call(x, weight, bias, initial_state, cu_seqlens, activation, BACKWARD)
     dy, dfinal_state = plain(dy), plain(dfinal_state)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dinitial = None if initial_state is None else torch.empty(call.state, dtype=x.dtype, device=x.device)
@@ -92,8 +106,8 @@ def variants() -> Iterator[Variant]:
     usual = [usual_defines(dtype) for dtype in (torch.bfloat16, torch.float16, torch.float32)]
     kinds = [*product(usual, (0, 1)), (odd_defines(True), 0), (odd_defines(False), 1)]
     for filters, packed in kinds:
-        for name, columns in (("conv_forward", FORWARD_COLUMNS), ("conv_backward", BACKWARD_COLUMNS)):
-            yield Variant("conv.cu", name, (*filters, ("COLUMNS", columns), ("PACKED", packed)))
+        for name, way in (("conv_forward", FORWARD), ("conv_backward", BACKWARD)):
+            yield Variant("conv.cu", name, (*filters, ("COLUMNS", way.columns), ("PACKED", packed)))
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         yield Variant("sum_parts.cu", "sum_parts", sum_defines(torch.float32, dtype))
 
@@ -119,17 +133,17 @@ class _Call:
         initial_state: Tensor | None,
         cu_seqlens: Tensor | None,
         activation: str,
-        columns: int,
+        way: Way,
     ) -> None:
         self.x, self.weight, self.bias, self.initial = plain(x), plain(weight), plain(bias), plain(initial_state)
         self.silu = activation == "silu"
         b, length, channels = x.shape
         sequences = b if cu_seqlens is None else cu_seqlens.shape[0] - 1
         self.state = (sequences, weight.shape[1] - 1, channels)
-        self.columns = columns
-        self._shape = (("COLUMNS", columns), ("PACKED", int(cu_seqlens is not None)))
-        self.across = -(-channels // (WARP * columns))
-        run = _run(b * self.across * length, x.device)
+        self.columns = way.columns
+        self._shape = (("COLUMNS", way.columns), ("PACKED", int(cu_seqlens is not None)))
+        self.across = -(-channels // (WARP * way.columns))
+        run = _run(b * self.across * length, way, x.device)
         self.walks = b * self.across * -(-length // (RUNS * run))
         self.words = (
             *tensor(self.x), *tensor(self.weight), *tensor(self.bias), *tensor(self.initial), *tensor(cu_seqlens),
@@ -152,10 +166,10 @@ class _Call:
         return torch.empty(self.walks // self.across, past + 2, channels, dtype=dtype, device=self.x.device)
 
 
-def _run(work: int, device: torch.device) -> int:
+def _run(work: int, way: Way, device: torch.device) -> int:
     """Steps of a run, a multiple of STEPS, that leave every multiprocessor its WARPS; `work` is warps times steps."""
     share = -(-work // (STEPS * WARPS * cuda_launch.multiprocessors(device)))
-    return STEPS * max(1, min(share, LONGEST // STEPS))
+    return STEPS * max(1, min(share, way.longest // STEPS))
 
 
 @cache

@@ -1,5 +1,7 @@
 """The CUDA convolution, norm and step at the shapes for which their kernels are cut differently, emulated."""
 
+from types import SimpleNamespace
+
 import cuda_emulator
 import pytest
 import torch
@@ -17,7 +19,7 @@ from ext_cases import (
     strange,
     usable,
 )
-from mambalab.ext import cuda_step, reference
+from mambalab.ext import cuda_conv, cuda_launch, cuda_norm, cuda_step, reference, self_test
 from test_ext_step import mixer, states
 
 emulated = over([EMULATED])
@@ -116,3 +118,65 @@ def test_every_order_gives_the_same_bits(backend, run):
 def in_order(order, run, name):
     with cuda_emulator.order(*order):
         return run(name)
+
+
+class _Recorder:
+    """Stands where the launcher does; notes what is asked for and runs nothing."""
+
+    def __init__(self):
+        self.asked = set()
+
+    def kernel(self, device, source, name, defines):
+        self.asked.add((source, name, defines))
+        return self
+
+    def launch(self, blocks, threads, shared, words):
+        assert 1 <= threads <= 1024
+        assert all(isinstance(word, int) for word in words)
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    recorder = _Recorder()
+    monkeypatch.setattr(cuda_launch, "kernel", recorder.kernel)
+    monkeypatch.setattr(cuda_launch, "multiprocessors", lambda device: 132)
+    return recorder
+
+
+AHEAD = {tuple(row) for module in (cuda_conv, cuda_norm, cuda_step) for row in module.variants()}
+
+
+def test_what_the_self_test_asks_is_compiled_ahead_of_time(recorder):
+    row = SimpleNamespace(
+        conv_forward=cuda_conv.conv_forward,
+        conv_backward=cuda_conv.conv_backward,
+        norm_forward=cuda_norm.norm_forward,
+        norm_backward=cuda_norm.norm_backward,
+        step=cuda_step.step,
+    )
+    for question in (self_test.conv, self_test.packed_conv, self_test.norm, self_test.step):
+        question(row, lambda *shape: torch.zeros(shape))
+    assert recorder.asked
+    assert recorder.asked <= AHEAD
+
+
+@pytest.mark.parametrize("dtype", [SINGLE, SHORT, HALF], ids=str)
+@pytest.mark.parametrize("m", [768, 1024, 1536, 2048, 2560])
+@pytest.mark.parametrize("rows", [1, 64])
+def test_what_a_released_model_asks_is_compiled_ahead_of_time(recorder, dtype, m, rows):
+    d, n, r, k = 2 * m, 16, m // 16, 4
+    u, z = torch.zeros(rows, 2 * d, dtype=dtype).chunk(2, -1)
+    state, weight = torch.zeros(rows, k - 1, d, dtype=dtype), torch.zeros(d, k, dtype=dtype)
+    bias, A, D = torch.zeros(d, dtype=dtype), torch.zeros(d, n), torch.zeros(d)
+    projections = torch.zeros(r + 2 * n, d, dtype=dtype), torch.zeros(d, r, dtype=dtype)
+    cuda_step.step(
+        u, z, weight, bias, *projections, A, D, D, state, torch.zeros(rows, d, n), None, None, "silu", True, "euler"
+    )
+    for bounds in (None, torch.tensor([0, rows], dtype=torch.int32)):
+        given = u[None], weight, bias, state[:1], bounds, "silu"
+        cuda_conv.conv_forward(*given)
+        cuda_conv.conv_backward(u[None], state[:1], *given)
+    residual, scale = torch.zeros(rows, m), torch.zeros(m, dtype=dtype)
+    cuda_norm.norm_forward(residual, scale, 1e-5)
+    cuda_norm.norm_backward(residual.to(dtype), residual, scale, 1e-5)
+    assert recorder.asked <= AHEAD

@@ -10,7 +10,9 @@ constexpr int THREADS = WARP * RUNS;
 constexpr int STEPS = ALIGNED && 4 * COLUMNS * sizeof(Element) <= 32 ? 4 : 2;  // of a run that are taken together
 constexpr int PAST = K - 1;
 // Blocks of the way back that share a multiprocessor: as many as leave a thread the registers that it needs.
-#if PACKED || ELEMENT % 3 == 0 || __CUDA_ARCH__ < 900
+#if K > 8
+constexpr int BLOCKS = 1;
+#elif PACKED || ELEMENT % 3 == 0 || __CUDA_ARCH__ < 900
 constexpr int BLOCKS = 2;
 #else
 constexpr int BLOCKS = 3;
