@@ -8,9 +8,10 @@
 //     s = exp(Δ_t A) g_t         dA = Σ_t Δ_t g_t q_t      dΔ_t = Σ_n A g_t q_t + u_t Σ_n g_t B_t
 //     du_t = Δ_t Σ_n g_t B_t + D dy'_t                     dz_t = dy_t (C_t·h_t + D u_t) silu'(z_t)
 //
-// Sums over n are finished by all warps together, a part at a time; sums over d by each warp for its own states, and
+// Sums over n are finished by all warps together, some steps at a time; sums over d by each warp for its own states, and
 // left to scan_sum.cu for each block of channels; sums over l likewise for each segment.
 #include "scan_tile.cuh"
+#include "warp_sums.cuh"
 
 struct Arguments {
   Inputs in;
@@ -27,8 +28,6 @@ struct Arguments {
 };
 
 constexpr int SELECTIVE = !STATIC_B + !STATIC_C;
-constexpr int VALUES = PART * SELECTIVE * STATES;  // of a thread in one part: its terms of dB and dC
-constexpr int PITCH = VALUES + VECTOR;              // keeps the lanes' fours in different banks
 constexpr int SUMS = 3 + ZOH;                       // over n: g·B, A·gq, C·h, and u g·B exp(ΔA)
 
 constexpr int ROW_FOURS = Dealt<CHANNELS>::COUNT, MATRIX_FOURS = Dealt<PADDED>::COUNT;
@@ -43,7 +42,6 @@ struct Tile {
 struct Shared {
   Tile tile;
   Real sum[SUMS][GROUPS][FINISH][CHANNELS];
-  Real across[GROUPS][SELECTIVE ? WARP : 1][SELECTIVE ? PITCH : VECTOR];
   // The chunk before, on its way while a chunk is walked; a thread's fours and states lie in its own places.
   Raw u[ROW_FOURS][THREADS], delta[ROW_FOURS][THREADS], dy[ROW_FOURS][THREADS], z[GATED ? ROW_FOURS : 1][THREADS];
   Raw B[MATRIX_FOURS][THREADS], C[MATRIX_FOURS][THREADS];
@@ -109,12 +107,12 @@ struct Thread {
       }
     }
   }
-  // One step back over step t, which led from `before` to `after`.
-  __device__ __forceinline__ void retreat(Shared& shared, int t, const Lines& decay, const Lines& before, const Lines& after) {
+  // One step back over step t, which led from `before` to `after`; the terms of dB and dC of selective B and C.
+  __device__ __forceinline__ void retreat(Shared& shared, int t, const Lines& decay, const Lines& before, const Lines& after, Pack<Real, STATES>& terms_B, Pack<Real, STATES>& terms_C) {
     const Tile& tile = shared.tile;
     const Lanes step = lanes(tile.step, t), input = lanes(tile.input, t), dy = lanes(tile.dy, t);
     Lanes sum[SUMS] = {};
-    Pack<Real, STATES> terms_B = {}, terms_C = {};
+    terms_B = terms_C = {};
 #pragma unroll
     for (int c = 0; c < LANES; ++c) {
       const Pack<Real, STATES> b = row_B(tile, t, c), out = row_C(tile, t, c);
@@ -138,48 +136,8 @@ struct Thread {
     }
 #pragma unroll
     for (int k = 0; k < SUMS; ++k) *(Lanes*)&shared.sum[k][group][t % FINISH][lane * LANES] = sum[k];
-    Real* const terms = &shared.across[group][SELECTIVE ? lane : 0][t % PART * SELECTIVE * STATES];
-    if (!STATIC_B) *(Pack<Real, STATES>*)terms = terms_B;
-    if (!STATIC_C) *(Pack<Real, STATES>*)(terms + !STATIC_B * STATES) = terms_C;
   }
 };
-
-#if !STATIC_B || !STATIC_C
-// The sums over the warp's channels of its terms of dB and dC in one part, each by lanes that share out the channels,
-// then over these lanes; `keep(value, sum)` gets each.
-template <class Keep>
-__device__ __forceinline__ void across_channels(const Real (*terms)[PITCH], int lane, const Keep& keep) {
-  constexpr int FOURS = VALUES / VECTOR, SHARES = WARP / FOURS;
-  static_assert(VALUES % VECTOR == 0 && WARP % FOURS == 0, "a warp reads the terms in fours");
-  const int four = lane % FOURS, share = lane / FOURS;
-  Four sum = {};
-#pragma unroll
-  for (int r = 0; r < FOURS; ++r) sum = plus(sum, *(const Four*)&terms[share * FOURS + r][four * VECTOR]);
-  // Halve what each lane holds while there is more than one number, and add the halves of lanes far apart.
-  int value = four * VECTOR;
-#pragma unroll
-  for (int held = VECTOR, apart = SHARES / 2; apart > 0; apart /= 2) {
-    const bool upper = share & apart;
-    if (held > 1) {
-      held /= 2;
-#pragma unroll
-      for (int j = 0; j < held; ++j) {
-        const Real mine = upper ? sum.at[held + j] : sum.at[j], other = upper ? sum.at[j] : sum.at[held + j];
-        sum.at[j] = mine + __shfl_xor_sync(ALL, other, apart * FOURS);
-      }
-      value += upper ? held : 0;
-    } else {
-      sum.at[0] += __shfl_xor_sync(ALL, sum.at[0], apart * FOURS);
-    }
-  }
-  constexpr int HELD = SHARES >= VECTOR ? 1 : VECTOR / SHARES;
-  // Lanes that differ only in the stages after one number was left hold the same.
-  if (share % (SHARES > VECTOR ? SHARES / VECTOR : 1) == 0) {
-#pragma unroll
-    for (int j = 0; j < HELD; ++j) keep(value + j, sum.at[j]);
-  }
-}
-#endif
 
 // A thread's fours of the inputs (b l d) and of dy, in FINISH steps.
 struct Given {
@@ -300,6 +258,33 @@ __device__ __forceinline__ void restore(const Arguments& a, const Place& place, 
   }
 }
 
+#if !STATIC_B || !STATIC_C
+// Of one step a thread has EACH terms of dB and dC, which are summed over the warp's channels in BATCHes of some steps.
+constexpr int EACH = SELECTIVE * STATES, BATCH = PART * EACH < WarpSums::MOST ? PART * EACH : WarpSums::MOST;
+
+// The terms of step `step`, first + k; where it is the first of its batch, whose steps are gone through backwards, the
+// sums leave for memory.
+__device__ __forceinline__ void sum_terms(const Arguments& a, const Place& place, const Thread& thread, long long step, int k, const Pack<Real, STATES>& terms_B, const Pack<Real, STATES>& terms_C, WarpSums& sums) {
+  Real terms[EACH];
+#pragma unroll
+  for (int i = 0; i < EACH; ++i) terms[i] = (STATIC_B || (!STATIC_C && i >= STATES) ? terms_C : terms_B).at[i % STATES];
+  if constexpr (EACH == 1) {
+    sums.add(k * EACH % BATCH, terms[0]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < EACH; i += 2) sums.add(((k * EACH + i) % BATCH) / 2, terms[i], terms[i + 1]);
+  }
+  if (k * EACH % BATCH) return;
+  int index;
+  const Real sum = sums.take(EACH == 1, index);
+  const int ahead = index / EACH, kind = index / STATES % SELECTIVE, n = thread.n0 + index % STATES;
+  if (index >= BATCH || step + ahead >= place.part.end) return;
+  const long long rows = a.in.bounds.data ? 1 : a.in.sequences;
+  const long long row = ((place.channel / CHANNELS) * rows + place.row) * a.in.length + step + ahead;
+  a.dmatrices[(row * SELECTIVE + kind) * PADDED + n] = sum;
+}
+#endif
+
 // PART steps from `first` on, forward from what was kept, then back; the terms of dB and dC leave for memory.
 __device__ __forceinline__ void walk(const Arguments& a, const Place& place, Shared& shared, Thread& thread, const Lines& before, long long t, int first) {
   Lines decay[PART], h[PART + 1];
@@ -309,18 +294,15 @@ __device__ __forceinline__ void walk(const Arguments& a, const Place& place, Sha
     h[k + 1] = h[k];
     thread.advance(shared.tile, first + k, h[k + 1], decay[k]);
   }
+  WarpSums sums;
 #pragma unroll
-  for (int k = PART - 1; k >= 0; --k) thread.retreat(shared, first + k, decay[k], h[k], h[k + 1]);
+  for (int k = PART - 1; k >= 0; --k) {
+    Pack<Real, STATES> terms_B, terms_C;
+    thread.retreat(shared, first + k, decay[k], h[k], h[k + 1], terms_B, terms_C);
 #if !STATIC_B || !STATIC_C
-  __syncwarp();
-  const long long rows = a.in.bounds.data ? 1 : a.in.sequences;
-  const long long row = ((place.channel / CHANNELS) * rows + place.row) * a.in.length + t + first;
-  across_channels(shared.across[thread.group], thread.lane, [&](int value, Real sum) {
-    const int step = value / (SELECTIVE * STATES), kind = value / STATES % SELECTIVE, n = thread.n0 + value % STATES;
-    if (t + first + step < place.part.end) a.dmatrices[((row + step) * SELECTIVE + kind) * PADDED + n] = sum;
-  });
-  __syncwarp();
+    sum_terms(a, place, thread, t + first + k, k, terms_B, terms_C, sums);
 #endif
+  }
 }
 
 // What was summed over l goes to the row of dparameters that belongs to the segment.

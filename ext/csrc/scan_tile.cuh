@@ -103,11 +103,15 @@ struct Raw : Pack<Element, VECTOR> {
 };
 #endif
 
-// Two numbers of every channel, as the tiles hold them: the halves of a four lie apart, so that neither a warp that
-// writes fours nor one that reads channels meets itself in a bank.
+// Two numbers of every channel, as the tiles of one channel a thread hold them: the second half of each four lies half a
+// row further on and four fours aside, so that neither a warp that writes fours nor one that reads channels meets itself
+// in a bank.
 typedef Pack<Real, 2> Pair;
 
-__device__ __forceinline__ int pair_slot(int channel) { return channel % VECTOR / 2 * (CHANNELS / 2) + channel / VECTOR * 2 + channel % 2; }
+__device__ __forceinline__ int pair_slot(int channel) {
+  const int four = channel / VECTOR, half = channel % VECTOR / 2;
+  return 2 * (half ? 8 + (four + 4) % 8 : four) + channel % 2;
+}
 
 __device__ __forceinline__ void store_pairs(Pair (&row)[CHANNELS], int column, const Four& x, const Four& y) {
 #pragma unroll
