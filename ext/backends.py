@@ -32,6 +32,7 @@ class Backend:
     cure: str  # what to do about that
     sources: tuple[str, ...]  # its files, from this folder, for the digest in a record's provenance
     complex_A: bool = True  # whether the scan and the step take a complex A
+    splits: bool = False  # whether it cuts long sequences into pieces, which the self-test then asks for too
     scan_forward: Callable[..., Any]
     scan_backward: Callable[..., Any]
     conv_forward: Callable[..., Any]
@@ -96,6 +97,7 @@ BACKENDS = (
         cure="a GPU of sm_80 or later with its driver, and torch's CUDA build",
         sources=_files("cuda*.py", "nvrtc.py", "cubin_cache.py", "csrc/*.cu", "csrc/*.cuh", "reference.py"),
         complex_A=False,
+        splits=True,
         scan_forward=_late("cuda", "scan_forward"),
         scan_backward=_late("cuda", "scan_backward"),
         conv_forward=_late("cuda_conv", "conv_forward"),
@@ -110,6 +112,7 @@ BACKENDS = (
         missing=_late("numba_cuda_probe", "missing"),
         cure='pip install "mambalab[numba-cuda]"',
         sources=_files("numba_cuda*.py", "reference.py"),
+        splits=True,
         scan_forward=_late("numba_cuda", "scan_forward"),
         scan_backward=_late("numba_cuda", "scan_backward"),
         conv_forward=_late("numba_cuda_conv", "conv_forward"),

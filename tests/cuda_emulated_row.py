@@ -43,6 +43,7 @@ EMULATED = Backend(
     cure="apt install g++",
     sources=(),
     complex_A=False,
+    splits=True,
     scan_forward=_emulated("cuda", "scan_forward"),
     scan_backward=_emulated("cuda", "scan_backward"),
     conv_forward=_emulated("cuda_conv", "conv_forward"),
