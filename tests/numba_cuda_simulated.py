@@ -6,6 +6,7 @@ The simulator runs a Python thread a CUDA thread, so shapes are small; it has to
 import sys
 from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 from ext_cases import (
@@ -27,6 +28,8 @@ from ext_cases import (
 from mambalab.ext import backends, numba_cuda_segments, reference, rms_norm, step_
 from mambalab.ext.numba_cuda_arrays import SIMULATED, one_more_than
 from mambalab.ext.numba_cuda_math import elements
+from numba.cuda.simulator.kernelapi import FakeCUDAShared
+from numba.np.numpy_support import as_dtype
 from test_ext_step import mixer, states
 
 NAME = "numba-cuda-simulated"
@@ -45,9 +48,17 @@ def simulated_row():
     backends._verdicts[row, torch.device("cpu")] = None
     # The simulator waits for its threads in a loop that holds the interpreter's lock.
     sys.setswitchinterval(1e-5)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeCUDAShared, "array", shared_array)
+        yield
     backends.BACKENDS = before
     sys.setswitchinterval(interval)
+
+
+def shared_array(self, shape, dtype):
+    """As the simulator's own, which hands two threads that ask at the same moment two arrays; NaN at first."""
+    caller = sys._getframe(1)
+    return self._allocations.setdefault((caller.f_code, caller.f_lineno), numpy.full(shape, numpy.nan, as_dtype(dtype)))
 
 
 @pytest.mark.parametrize("selective", SELECTIVE)
