@@ -111,16 +111,19 @@ def backward_geometry(
     states, groups = _states(n)
     lanes, part, finish, blocks = _backward_tiling(dtype, n, channels)
     width, padded, size = WARP * lanes, _padded(states, groups), _real_size(dtype)
+    selective = (not static_B) + (not static_C)
     # Of a chunk as it lies in memory: u, delta, dy and z, then B and C, in whole fours for every thread.
     fours = (3 + gated) * _fours(CHECKPOINT, width, groups) + 2 * _fours(CHECKPOINT, padded, groups)
     fours += 0 if gated else 1
     raw = 4 * dtype.itemsize * fours * WARP * groups
     rows = sum(1 if static else CHECKPOINT for static in (static_B, static_C))
+    across = WARP * (part * selective * states + 4) if selective else 4
     return Geometry(
         states=states, groups=groups, lanes=lanes, blocks=blocks, shortest=8 * CHECKPOINT,
         shared=raw + size * (
             3 * CHECKPOINT * width + rows * padded
             + (3 + zoh) * groups * finish * width
+            + groups * across
             + states * lanes * WARP * groups
             + 2 * width + 2 * 4 * WARP * groups
         ),

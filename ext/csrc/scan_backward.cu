@@ -8,10 +8,9 @@
 //     s = exp(Δ_t A) g_t         dA = Σ_t Δ_t g_t q_t      dΔ_t = Σ_n A g_t q_t + u_t Σ_n g_t B_t
 //     du_t = Δ_t Σ_n g_t B_t + D dy'_t                     dz_t = dy_t (C_t·h_t + D u_t) silu'(z_t)
 //
-// Sums over n are finished by all warps together, some steps at a time; sums over d by each warp for its own states, and
+// Sums over n are finished by all warps together, a part at a time; sums over d by each warp for its own states, and
 // left to scan_sum.cu for each block of channels; sums over l likewise for each segment.
 #include "scan_tile.cuh"
-#include "warp_sums.cuh"
 
 struct Arguments {
   Inputs in;
@@ -28,6 +27,8 @@ struct Arguments {
 };
 
 constexpr int SELECTIVE = !STATIC_B + !STATIC_C;
+constexpr int VALUES = PART * SELECTIVE * STATES;  // of a thread in one part: its terms of dB and dC
+constexpr int PITCH = VALUES + VECTOR;              // keeps the lanes' fours in different banks
 constexpr int SUMS = 3 + ZOH;                       // over n: g·B, A·gq, C·h, and u g·B exp(ΔA)
 
 constexpr int ROW_FOURS = Dealt<CHANNELS>::COUNT, MATRIX_FOURS = Dealt<PADDED>::COUNT;
@@ -42,7 +43,8 @@ struct Tile {
 struct Shared {
   Tile tile;
   Real sum[SUMS][GROUPS][FINISH][CHANNELS];
-  // The chunk before, on its way while a chunk is walked; a thread's fours and states lie in its own places.
+  Real across[GROUPS][SELECTIVE ? WARP : 1][SELECTIVE ? PITCH : VECTOR];
+  // A chunk as it lies in memory; a thread's fours and states lie in its own places.
   Raw u[ROW_FOURS][THREADS], delta[ROW_FOURS][THREADS], dy[ROW_FOURS][THREADS], z[GATED ? ROW_FOURS : 1][THREADS];
   Raw B[MATRIX_FOURS][THREADS], C[MATRIX_FOURS][THREADS];
   Pack<Real, STATES> checkpoint[LANES][THREADS];
@@ -107,12 +109,12 @@ struct Thread {
       }
     }
   }
-  // One step back over step t, which led from `before` to `after`; the terms of dB and dC of selective B and C.
-  __device__ __forceinline__ void retreat(Shared& shared, int t, const Lines& decay, const Lines& before, const Lines& after, Pack<Real, STATES>& terms_B, Pack<Real, STATES>& terms_C) {
+  // One step back over step t, which led from `before` to `after`.
+  __device__ __forceinline__ void retreat(Shared& shared, int t, const Lines& decay, const Lines& before, const Lines& after) {
     const Tile& tile = shared.tile;
     const Lanes step = lanes(tile.step, t), input = lanes(tile.input, t), dy = lanes(tile.dy, t);
     Lanes sum[SUMS] = {};
-    terms_B = terms_C = {};
+    Pack<Real, STATES> terms_B = {}, terms_C = {};
 #pragma unroll
     for (int c = 0; c < LANES; ++c) {
       const Pack<Real, STATES> b = row_B(tile, t, c), out = row_C(tile, t, c);
@@ -136,70 +138,99 @@ struct Thread {
     }
 #pragma unroll
     for (int k = 0; k < SUMS; ++k) *(Lanes*)&shared.sum[k][group][t % FINISH][lane * LANES] = sum[k];
+    Real* const terms = &shared.across[group][SELECTIVE ? lane : 0][t % PART * SELECTIVE * STATES];
+    if (!STATIC_B) *(Pack<Real, STATES>*)terms = terms_B;
+    if (!STATIC_C) *(Pack<Real, STATES>*)(terms + !STATIC_B * STATES) = terms_C;
   }
 };
 
-// A thread's fours of the inputs (b l d) and of dy, in FINISH steps.
-struct Given {
-  static constexpr int COUNT = Dealt<CHANNELS, FINISH>::COUNT;
-  Raw u[COUNT], delta[COUNT], z[COUNT], dy[COUNT];
-
-  __device__ __forceinline__ void load(const Arguments& a, const Place& place, long long t) {
-    take(u, a.in.u, a.in, place, t);
-    take(delta, a.in.delta, a.in, place, t);
-    take(dy, a.dy, a.in, place, t);
-    if (GATED) take(z, a.in.z, a.in, place, t);
-  }
-  __device__ __forceinline__ static void take(Raw (&fours)[COUNT], const Tensor<const Element>& tensor, const Inputs& in, const Place& place, long long t) {
-    const Stream<CHANNELS, FINISH> stream(tensor.at(place.row, t, place.channel), tensor.stride, place.columns(in));
+#if !STATIC_B || !STATIC_C
+// The sums over the warp's channels of its terms of dB and dC in one part, each by lanes that share out the channels,
+// then over these lanes; `keep(value, sum)` gets each.
+template <class Keep>
+__device__ __forceinline__ void across_channels(const Real (*terms)[PITCH], int lane, const Keep& keep) {
+  constexpr int FOURS = VALUES / VECTOR, SHARES = WARP / FOURS;
+  static_assert(VALUES % VECTOR == 0 && WARP % FOURS == 0, "a warp reads the terms in fours");
+  const int four = lane % FOURS, share = lane / FOURS;
+  Four sum = {};
 #pragma unroll
-    for (int r = 0; r < COUNT; ++r) fours[r] = stream.load(r, place.left(t));
+  for (int r = 0; r < FOURS; ++r) sum = plus(sum, *(const Four*)&terms[share * FOURS + r][four * VECTOR]);
+  // Halve what each lane holds while there is more than one number, and add the halves of lanes far apart.
+  int value = four * VECTOR;
+#pragma unroll
+  for (int held = VECTOR, apart = SHARES / 2; apart > 0; apart /= 2) {
+    const bool upper = share & apart;
+    if (held > 1) {
+      held /= 2;
+#pragma unroll
+      for (int j = 0; j < held; ++j) {
+        const Real mine = upper ? sum.at[held + j] : sum.at[j], other = upper ? sum.at[j] : sum.at[held + j];
+        sum.at[j] = mine + __shfl_xor_sync(ALL, other, apart * FOURS);
+      }
+      value += upper ? held : 0;
+    } else {
+      sum.at[0] += __shfl_xor_sync(ALL, sum.at[0], apart * FOURS);
+    }
+  }
+  constexpr int HELD = SHARES >= VECTOR ? 1 : VECTOR / SHARES;
+  // Lanes that differ only in the stages after one number was left hold the same.
+  if (share % (SHARES > VECTOR ? SHARES / VECTOR : 1) == 0) {
+#pragma unroll
+    for (int j = 0; j < HELD; ++j) keep(value + j, sum.at[j]);
+  }
+}
+#endif
+
+// Where a thread's fours of a chunk go: the place of step 0 in the results (b l d).
+struct Target {
+  using Channels = Dealt<CHANNELS>;
+  long long first;
+  int columns;
+
+  __device__ __forceinline__ Target(const Inputs& in, const Place& place) : columns(place.columns(in) - Channels::column()) {
+    first = (place.row * in.length + Channels::step(0)) * in.channels + place.channel + Channels::column();
   }
 };
 
-// Sums over n become the gradients of u, Δ and z, for the FINISH steps from t on.
-__device__ __forceinline__ void finish(const Arguments& a, const Place& place, Shared& shared, const Given& given, long long t, int in_tile) {
-  using Channels = Dealt<CHANNELS, FINISH>;
-  const int left = place.left(t), column = Channels::column(), width = place.columns(a.in) - column;
-  const long long at = (place.row * a.in.length + t) * a.in.channels + place.channel;
-  const Four bias = *(const Four*)&shared.bias[column], D = *(const Four*)&shared.D[column];
-  Four dD = shared.dD[threadIdx.x], dbias = shared.dbias[threadIdx.x];
+// Sums over n become the gradients of u, Δ and z, for those of a thread's fours that lie in the FINISH steps from `from` on
+// in the chunk that begins at t.
+__device__ __forceinline__ void finish(const Arguments& a, Shared& shared, const Target& target, long long t, int from, int left) {
+  using Channels = Dealt<CHANNELS>;
+  const int column = Channels::column();
 #pragma unroll
   for (int r = 0; r < Channels::COUNT; ++r) {
     const int step = Channels::step(r);
-    if (!Channels::mine(r) || step >= left || width <= 0) continue;
+    if (!Channels::mine(r) || step < from || step >= from + FINISH || step >= left || target.columns <= 0) continue;
     Four sum[SUMS] = {};
 #pragma unroll
     for (int k = 0; k < SUMS; ++k)
 #pragma unroll
-      for (int g = 0; g < GROUPS; ++g) sum[k] = plus(sum[k], *(const Four*)&shared.sum[k][g][step][column]);
-    const Four u = widen(given.u[r]), dy = *(const Four*)&shared.tile.dy[in_tile + step][column];
-    const Four delta = *(const Four*)&shared.tile.step[in_tile + step][column];
-    const Four raw = plus(widen(given.delta[r]), bias);
+      for (int g = 0; g < GROUPS; ++g) sum[k] = plus(sum[k], *(const Four*)&shared.sum[k][g][step - from][column]);
+    const Four D = *(const Four*)&shared.D[column], u = widen(shared.u[r][threadIdx.x]);
+    const Four dy = *(const Four*)&shared.tile.dy[step][column], delta = *(const Four*)&shared.tile.step[step][column];
     Four du = plus(times(delta, sum[0]), times(D, dy)), ddelta;
+    const Four raw = plus(widen(shared.delta[r][threadIdx.x]), *(const Four*)&shared.bias[column]);
 #pragma unroll
     for (int j = 0; j < VECTOR; ++j) {
       ddelta.at[j] = sum[1].at[j] * (Real)(1 / LOG2_E) + u.at[j] * sum[ZOH ? 3 : 0].at[j];
       if (SOFTPLUS) ddelta.at[j] *= sigmoid(raw.at[j]);
     }
-    dD = plus(dD, times(dy, u));
-    dbias = plus(dbias, ddelta);
-    const long long to = at + step * a.in.channels + column;
-    put(a.du + to, du, width);
-    put(a.ddelta + to, ddelta, width);
+    shared.dD[threadIdx.x] = plus(shared.dD[threadIdx.x], times(dy, u));
+    shared.dbias[threadIdx.x] = plus(shared.dbias[threadIdx.x], ddelta);
+    const long long to = target.first + (t + r * Channels::APART) * a.in.channels;
+    put(a.du + to, du, target.columns);
+    put(a.ddelta + to, ddelta, target.columns);
     if (GATED) {
-      const Four z = widen(given.z[r]), y = plus(sum[2], times(D, u));
-      Four dz = times(widen(given.dy[r]), y);
+      const Four z = widen(shared.z[GATED ? r : 0][threadIdx.x]), y = plus(sum[2], times(D, u));
+      Four dz = times(widen(shared.dy[r][threadIdx.x]), y);
 #pragma unroll
       for (int j = 0; j < VECTOR; ++j) {
         const Real open = sigmoid(z.at[j]);
         dz.at[j] *= open * (1 + z.at[j] * (1 - open));
       }
-      put(a.dz + to, dz, width);
+      put(a.dz + to, dz, target.columns);
     }
   }
-  shared.dD[threadIdx.x] = dD;
-  shared.dbias[threadIdx.x] = dbias;
 }
 
 // Ask for the chunk that begins at t: its inputs and the state before it.
@@ -258,33 +289,6 @@ __device__ __forceinline__ void restore(const Arguments& a, const Place& place, 
   }
 }
 
-#if !STATIC_B || !STATIC_C
-// Of one step a thread has EACH terms of dB and dC, which are summed over the warp's channels in BATCHes of some steps.
-constexpr int EACH = SELECTIVE * STATES, BATCH = PART * EACH < WarpSums::MOST ? PART * EACH : WarpSums::MOST;
-
-// The terms of step `step`, first + k; where it is the first of its batch, whose steps are gone through backwards, the
-// sums leave for memory.
-__device__ __forceinline__ void sum_terms(const Arguments& a, const Place& place, const Thread& thread, long long step, int k, const Pack<Real, STATES>& terms_B, const Pack<Real, STATES>& terms_C, WarpSums& sums) {
-  Real terms[EACH];
-#pragma unroll
-  for (int i = 0; i < EACH; ++i) terms[i] = (STATIC_B || (!STATIC_C && i >= STATES) ? terms_C : terms_B).at[i % STATES];
-  if constexpr (EACH == 1) {
-    sums.add(k * EACH % BATCH, terms[0]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < EACH; i += 2) sums.add(((k * EACH + i) % BATCH) / 2, terms[i], terms[i + 1]);
-  }
-  if (k * EACH % BATCH) return;
-  int index;
-  const Real sum = sums.take(EACH == 1, index);
-  const int ahead = index / EACH, kind = index / STATES % SELECTIVE, n = thread.n0 + index % STATES;
-  if (index >= BATCH || step + ahead >= place.part.end) return;
-  const long long rows = a.in.bounds.data ? 1 : a.in.sequences;
-  const long long row = ((place.channel / CHANNELS) * rows + place.row) * a.in.length + step + ahead;
-  a.dmatrices[(row * SELECTIVE + kind) * PADDED + n] = sum;
-}
-#endif
-
 // PART steps from `first` on, forward from what was kept, then back; the terms of dB and dC leave for memory.
 __device__ __forceinline__ void walk(const Arguments& a, const Place& place, Shared& shared, Thread& thread, const Lines& before, long long t, int first) {
   Lines decay[PART], h[PART + 1];
@@ -294,15 +298,18 @@ __device__ __forceinline__ void walk(const Arguments& a, const Place& place, Sha
     h[k + 1] = h[k];
     thread.advance(shared.tile, first + k, h[k + 1], decay[k]);
   }
-  WarpSums sums;
 #pragma unroll
-  for (int k = PART - 1; k >= 0; --k) {
-    Pack<Real, STATES> terms_B, terms_C;
-    thread.retreat(shared, first + k, decay[k], h[k], h[k + 1], terms_B, terms_C);
+  for (int k = PART - 1; k >= 0; --k) thread.retreat(shared, first + k, decay[k], h[k], h[k + 1]);
 #if !STATIC_B || !STATIC_C
-    sum_terms(a, place, thread, t + first + k, k, terms_B, terms_C, sums);
+  __syncwarp();
+  const long long rows = a.in.bounds.data ? 1 : a.in.sequences;
+  const long long row = ((place.channel / CHANNELS) * rows + place.row) * a.in.length + t + first;
+  across_channels(shared.across[thread.group], thread.lane, [&](int value, Real sum) {
+    const int step = value / (SELECTIVE * STATES), kind = value / STATES % SELECTIVE, n = thread.n0 + value % STATES;
+    if (t + first + step < place.part.end) a.dmatrices[((row + step) * SELECTIVE + kind) * PADDED + n] = sum;
+  });
+  __syncwarp();
 #endif
-  }
 }
 
 // What was summed over l goes to the row of dparameters that belongs to the segment.
@@ -347,6 +354,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
     shared.D[column] = there && in.D.data ? ((const Real*)in.D.data)[(place.channel + column) * in.D.stride[0]] : 0;
   }
   __syncthreads();
+  const Target target(in, place);
   const long long chunks = (place.part.end - place.part.begin + STEPS - 1) / STEPS;
   if (chunks) ask(a, place, shared, thread, place.part.begin + (chunks - 1) * STEPS);
   for (long long chunk = chunks - 1; chunk >= 0; --chunk) {
@@ -356,7 +364,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
     restore(a, place, shared, thread, t, h);
     fill(shared, place.left(t));
     __syncthreads();
-    if (chunk) ask(a, place, shared, thread, t - STEPS);
 #pragma unroll 1
     for (int first = 0; first < STEPS; first += PART) {
       kept[first / PART] = h;
@@ -364,14 +371,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
 #pragma unroll
       for (int k = 0; k < PART; ++k) thread.advance(shared.tile, first + k, h, decay);
     }
+    const int left = place.left(t);
 #pragma unroll 1
     for (int from = STEPS - FINISH; from >= 0; from -= FINISH) {
-      Given given;
-      given.load(a, place, t + from);
 #pragma unroll 1
       for (int first = from + FINISH - PART; first >= from; first -= PART) walk(a, place, shared, thread, kept[first / PART], t, first);
       __syncthreads();
-      finish(a, place, shared, given, t + from, from);
+      finish(a, shared, target, t, from, left);
+      // The chunk before has the other blocks' walks to come.
+      if (from == 0 && chunk) ask(a, place, shared, thread, t - STEPS);
       __syncthreads();
     }
   }
