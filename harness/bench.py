@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from ..reports.record import Record, to_lines
 from ..reports.tables import report
@@ -15,6 +16,8 @@ from .store import write_text
 
 OURS = "mambalab"
 Call = Callable[[], object]
+Timer = Callable[[Call, int], list[float]]  # a call and how often to make it -> seconds of each
+Error = TypeVar("Error")
 
 ROUNDS = (3, 20)  # at least, at most
 ROUND_SECONDS = 0.2  # one candidate's share of a round, where one call is shorter
@@ -38,13 +41,13 @@ def allow(seconds: float, limit: float) -> None:
 
 
 def admit(
-    checks: Mapping[str, Callable[[], float]],
+    checks: Mapping[str, Callable[[], Error]],
     *,
     limits: Mapping[str, Callable[[], None]],
     call_seconds: float,
     place: str,
-) -> tuple[dict[str, float], dict[str, str]]:
-    """Who is right and quick enough to be timed, with its error; and why each other is left out.
+) -> tuple[dict[str, Error], dict[str, str]]:
+    """Who is right and quick enough to be timed, with what its check gave; and why each other is left out.
 
     A peer's `limits` may raise LeftOut before its check, which makes one whole call; a check raises RedCheck, and
     that of ours at `place` ends everything.
@@ -87,14 +90,20 @@ class Times:
 
 
 def interleave(
-    calls: Mapping[str, Call], *, repeats: int | None = None, clock: Callable[[], float] = time.perf_counter
+    calls: Mapping[str, Call],
+    *,
+    repeats: int | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+    timer: Timer | None = None,
 ) -> dict[str, Times]:
     """Time every candidate in turn, round after round, so that a disturbance of the machine meets all of them.
 
     A round gives a candidate one call, or as many as fit its share. The order turns round each time. Without
     `repeats` the number of rounds adapts: at least 3, more while some candidate has too little time to its name.
+    `timer` stands for the clock where that can't see the work, as on a GPU.
     """
-    burst = {name: _burst(seconds(call, clock)) for name, call in calls.items()}
+    timed = timer or (lambda call, count: [seconds(call, clock) for _ in range(count)])
+    burst = {name: _burst(timed(call, 1)[0]) for name, call in calls.items()}
     measured: dict[str, list[float]] = {name: [] for name in calls}
     rounds = 0
     while not _enough(rounds, repeats, measured):
@@ -102,7 +111,7 @@ def interleave(
             if burst[name] > 1:
                 # Unmeasured: the candidate before has had the caches and the threads.
                 calls[name]()
-            measured[name] += [seconds(calls[name], clock) for _ in range(burst[name])]
+            measured[name] += timed(calls[name], burst[name])
         rounds += 1
     return {name: Times(seconds=tuple(found)) for name, found in measured.items()}
 

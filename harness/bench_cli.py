@@ -18,15 +18,17 @@ def bench() -> None:
 
 
 @bench.command("scan")
-@click.option("--device", type=click.Choice(["cpu"]), default="cpu", show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--backend", default="", help="Ours by name, such as numba-cuda; default: the one the device gets.")
 @click.option(
     "--shape",
     multiple=True,
-    metavar="B,D,L,N",
-    help="May be repeated; default: 1,128,4096,16, 1,128,65536,16 and 8,1536,2048,16.",
+    metavar="B,D,L,N[,DTYPE]",
+    help="May be repeated; default: three shapes on the CPU, seven on a GPU.",
 )
 @click.option("--long", "long_", is_flag=True, help="Also 1,128,1048576,16.")
-@click.option("--dtype", default="float32", show_default=True, help="float32, float64, bfloat16 or float16.")
+@click.option("--dtype", default="float32", show_default=True, help="Of shapes that name none; or float64, bfloat16…")
+@click.option("--inputs", default="normal", show_default=True, help="normal; released: Δ and A as the models begin.")
 @click.option("--backward", is_flag=True, help="Also forward + backward.")
 @click.option("--peers", is_flag=True, help="Also every installed peer; the table says why one is left out.")
 @click.option("--repeats", type=int, help="Rounds of measurement; default: 3 or more, until the medians settle.")
@@ -37,11 +39,13 @@ def bench_scan(device: str, shape: tuple[str, ...], long_: bool, peer_seconds: f
     from . import bench, bench_scan
     from .store import check_folder
 
-    shapes = tuple(bench_scan.Shape.parse(text) for text in shape) or bench_scan.SHAPES
-    settings = bench_scan.Settings(shapes=shapes + (bench_scan.LONG,) * long_, call_seconds=peer_seconds, **options)
+    shapes = tuple(bench_scan.Shape.parse(text) for text in shape) or bench_scan.DEFAULTS[device]
+    shapes += (bench_scan.LONG,) * long_
+    settings = bench_scan.Settings(shapes=shapes, device=device, call_seconds=peer_seconds, **options)
     check_folder(out)
     records = bench_scan.run(settings, command=command_line(), say=lambda line: click.echo(line, err=True))
-    click.echo(bench.write(Path(out), f"The selective scan on the {device.upper()}", records))
+    place = "a GPU" if device == "cuda" else "the CPU"
+    click.echo(bench.write(Path(out), f"The selective scan on {place}", records))
 
 
 @bench.command("zero-shot")

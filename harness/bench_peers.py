@@ -28,6 +28,7 @@ class Peer:
     load            the scan itself, which takes the tensors of bench_inputs.Inputs in their order (of a model, what
                     builds it from ours); raises ImportError where it is not to be had
     channel_first   u, delta, z and y are (b d l), B and C (b n l): made so before the clock starts, as in its project
+    contiguous      all of them lie so in memory, z, B and C too, which are otherwise transposed views
     copies          whole (b l d n) float32 tensors alive at once in a forward pass, and in forward + backward
     growth          its time grows with l to these powers, forward and with the backward pass
     """
@@ -37,6 +38,7 @@ class Peer:
     distribution: str | None
     load: Callable[[], Callable[..., Any]]
     channel_first: bool = False
+    contiguous: bool = False
     copies: tuple[int, int] = (0, 0)
     growth: tuple[int, int] = (1, 1)
 
@@ -106,6 +108,29 @@ def _mambapy_scan() -> Scan:
     return call
 
 
+def _mamba_ssm_scan() -> Scan:
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # type: ignore[reportMissingImports]
+
+    scan: Any = selective_scan_fn
+
+    def call(
+        u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
+    ) -> Tensor:
+        return scan(u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias, delta_softplus=True)
+
+    return call
+
+
+GPU_PEERS = (
+    Peer(
+        name="mamba_ssm",
+        timed="selective_scan_fn on contiguous u, delta, z (b d l) and B, C (b n l)",
+        distribution="mamba_ssm",
+        load=_mamba_ssm_scan,
+        channel_first=True,
+        contiguous=True,
+    ),
+)
 PEERS = (
     Peer(
         name="torch loop",
@@ -158,9 +183,10 @@ class Candidate:
         if peer.channel_first:
             # What its own model hands over: u and delta come channel-first from a convolution and a product, z, B and
             # C as transposed views of projections.
-            made = {"u": inputs.u.mT.contiguous(), "delta": inputs.delta.mT.contiguous()}
             names = [f.name for f in fields(inputs)]
-            tensors = tuple(made.get(n, t.mT if t.dim() == 3 else t) for n, t in zip(names, tensors, strict=True))
+            lying = names if peer.contiguous else ("u", "delta")
+            turned = [t.mT if t.dim() == 3 else t for t in tensors]
+            tensors = tuple(t.contiguous() if n in lying else t for n, t in zip(names, turned, strict=True))
             dy = dy.mT.contiguous()
         return cls(scan=peer.load(), tensors=tensors, dy=dy, channel_first=peer.channel_first)
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..ext import cuda_launch, nvrtc
 from ..ext.cpu_threads import share_out
 
 WIDTH = 16  # float32 of one vector: a 512-bit register, or two or four narrower ones
 CHAINS = 12  # independent vectors of one thread: enough to hide each instruction's latency
 EXPONENTIALS = 2**25  # of one call, roughly: a millisecond, so that starting the threads does not count
+
+# Of ceiling.cu: threads of a block, blocks of a multiprocessor (all that it holds), exponentials of a turn, turns.
+GPU_THREADS, GPU_BLOCKS, GPU_ROUND, GPU_ROUNDS = 256, 8, 8 * 16, 128
 
 # 2^-g = c0 + c1 g + ... + c5 g^5 within 1.0e-7 for |g| <= 1/2: interpolated at the Chebyshev nodes.
 POLYNOMIAL = (1.0000001, -0.6931472, 0.24022107, -0.05550357, 0.009676031, -0.0013390853)
@@ -42,9 +47,31 @@ def exp2_call(threads: int) -> tuple[Callable[[], list[float]], int]:
     return call, rounds * threads * CHAINS * WIDTH
 
 
-def bytes_call(count: int) -> Callable[[], object]:
-    """A call that moves `count` bytes (read and written together) as a copy does, on torch's threads."""
-    source = torch.ones(max(1, count // 8), dtype=torch.float32)
+def gpu_exp2_call(device: torch.device) -> tuple[Callable[[], torch.Tensor], int]:
+    """As `exp2_call`, by the special-function units of a GPU ("cuda:N"): the threads' means, and how often a call does.
+
+    RuntimeError, in one line that says what is missing, where the kernel can't be compiled.
+    """
+    kernel = _gpu_kernel(device)
+    blocks = GPU_BLOCKS * cuda_launch.multiprocessors(device)
+    means = torch.empty(blocks * GPU_THREADS, device=device)
+
+    def call() -> torch.Tensor:
+        kernel.launch(blocks, GPU_THREADS, 0, (means.data_ptr(), GPU_ROUNDS))
+        return means
+
+    return call, means.numel() * GPU_ROUND * GPU_ROUNDS
+
+
+@cache
+def _gpu_kernel(device: torch.device) -> Any:
+    image = nvrtc.cubin("ceiling.cu", (), cuda_launch.architecture(device), csrc=Path(__file__).parent)
+    return cuda_launch.Kernel(device, image, "exp2_in_registers")
+
+
+def bytes_call(count: int, device: torch.device | str = "cpu") -> Callable[[], object]:
+    """A call that moves `count` bytes (read and written together) as a copy does, on torch's threads or the GPU."""
+    source = torch.ones(max(1, count // 8), dtype=torch.float32, device=device)
     destination = torch.empty_like(source)
     return lambda: destination.copy_(source)
 

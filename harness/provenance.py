@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -50,6 +51,7 @@ def provenance(
         "python": found.pop("python"),
         "versions": found,
         **machine(device),
+        **gpu(device),
         "dtype": dtype,
         "backend": backend,
         "kernel": kernel,
@@ -161,6 +163,33 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "threads": torch.get_num_threads() if torch else cores,
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
+
+
+def gpu(device: str) -> dict[str, str | None]:
+    """{"driver", "cuda", "nvrtc"}: versions of NVIDIA's driver, of torch's CUDA and of the compiler of our kernels.
+
+    Empty for another device, and where torch is not loaded, which then computes nothing.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not device.startswith("cuda"):
+        return {}
+    from ..ext import nvrtc
+
+    compiler = None if nvrtc.missing() else nvrtc.library().version
+    return {"driver": _driver_version(), "cuda": torch.version.cuda, "nvrtc": compiler}
+
+
+def _driver_version() -> str | None:
+    """As nvidia-smi prints it ("580.82.07"); None without NVIDIA's management library."""
+    found = ctypes.create_string_buffer(80)
+    try:
+        library = ctypes.CDLL("libnvidia-ml.so.1")
+        if library.nvmlInit_v2() or library.nvmlSystemGetDriverVersion(found, len(found)):
+            return None
+        library.nvmlShutdown()
+    except (OSError, AttributeError):
+        return None
+    return found.value.decode()
 
 
 def _memory_gib() -> float | None:

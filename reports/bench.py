@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import markdown, provenance
+from . import markdown, provenance, published
 from .record import Record
 
 if TYPE_CHECKING:
     import pandas as pd
 
 OURS = "mambalab"
+ELSEWHERE = "× mamba_ssm, another run"
+RATES = {"GB/s": ("bytes", 1e9), "Tops/s": ("special_functions", 1e12)}  # column -> what of the setting, and its unit
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What was timed: the same shape, dtype, metric and machine, so that its implementations can be compared."""
+    """What was timed: all that must be the same for its implementations to be compared."""
 
     task: str
     dtype: str
     metric: str
     machine: str
+    inputs: str
 
 
 def bench_table(records: Sequence[Record], ours: str = OURS) -> pd.DataFrame:
@@ -36,14 +39,18 @@ def bench_table(records: Sequence[Record], ours: str = OURS) -> pd.DataFrame:
     measures = _measures(records)
     peers = sorted({r.model for r in records} - {ours})
     has_floor = any(r.setting.get("floor") is not None for r in records)
-    several = len({measure.machine for measure in measures}) > 1
+    has_rates = any(r.setting.get(what) for r in records for what, _ in RATES.values())
+    elsewhere = {measure: _elsewhere(measure, by_model, ours) for measure, by_model in measures.items()}
     table = []
     for measure, by_model in measures.items():
         line: dict[str, Any] = {"Shape": measure.task, "dtype": measure.dtype, "Measure": measure.metric}
-        line |= {"Machine": measure.machine} if several else {}
+        line |= {"Machine": measure.machine} if len({m.machine for m in measures}) > 1 else {}
+        line |= {"Inputs": measure.inputs} if len({m.inputs for m in measures}) > 1 else {}
         line |= {model: _value(by_model.get(model)) for model in (ours, *peers)}
         line |= {f"× {peer}": markdown.ratio(_gain(by_model.get(ours), by_model.get(peer))) for peer in peers}
+        line |= {ELSEWHERE: markdown.ratio(elsewhere[measure])} if any(elsewhere.values()) else {}
         line |= _floor(by_model, ours) if has_floor else {}
+        line |= _rates(by_model.get(ours)) if has_rates else {}
         table.append(line)
     return pd.DataFrame(table)
 
@@ -69,26 +76,30 @@ def notes(records: Sequence[Record], ours: str = OURS) -> list[str]:
     """How to read the table, and what the records' settings say of themselves.
 
     what       what the measure is, where its name does not say it
-    timed      what a call of the implementation is; error: its relative error against float64, before it was timed
+    timed      what a call of the implementation is; error, gradient_error: of its results, against float64
     floor_is   what the floor counts; bytes_ms: how long a copy of as many bytes takes as must be moved
+    bytes, special_functions   how many must be moved and computed
+    inputs_are what the values are
     left_out   peer -> why it was not timed
     """
     made = [f"× a peer: how many times better {ours} is in the same run on the same machine (above 1 is better)."]
+    if any(_elsewhere(measure, by_model, ours) for measure, by_model in _measures(records).items()):
+        made.append(f"{ELSEWHERE}: {published.rows(published.MAMBA_SSM)[0]['source']}; not in this run.")
     if any(r.setting.get("floor") is not None for r in records):
         made.append(f"× floor: how far {ours} is from the physical limit of this machine (1 is the limit).")
     made += [f"Floor: {what}." for what in _distinct(records, "floor_is")]
-    copies = [f"{_place(r)} {markdown.significant(r.setting['bytes_ms'])} ms" for r in _with(records, "bytes_ms")]
+    if any(r.setting.get(what) for r in records for what, _ in RATES.values()):
+        made.append(f"GB/s and Tops/s: the bytes and the special functions of the floor, by the time of {ours}.")
+    place = _places(records)
+    copies = [f"{place(r)} {markdown.significant(r.setting['bytes_ms'])} ms" for r in _with(records, "bytes_ms")]
     if copies:
         made.append(f"Moving the bytes alone, each once, as a copy does: {'; '.join(copies)}.")
-    made += [f"{_place(r)}: {r.setting['what']}." for r in _with(records, "what")]
+    made += [f"{place(r)}: {r.setting['what']}." for r in _with(records, "what")]
     made += [f"{r.model}: {r.setting['timed']}." for r in {r.model: r for r in _with(records, "timed")}.values()]
-    errors = _largest_errors(records)
-    if errors:
-        said = ", ".join(f"{model} {error:.1e}" for model, error in errors.items())
-        made.append(f"Checked before it was timed; largest relative error against float64: {said}.")
-    reasons = [
-        (peer, why, _place(r)) for r in _with(records, "left_out") for peer, why in r.setting["left_out"].items()
-    ]
+    made += [f"Inputs: {what}." for what in _distinct(records, "inputs_are")]
+    if errors := _largest_errors(records):
+        made.append(f"Checked before it was timed; largest relative error against float64: {', '.join(errors)}.")
+    reasons = [(peer, why, place(r)) for r in _with(records, "left_out") for peer, why in r.setting["left_out"].items()]
     return made + [f"{peer} left out at {place}: {why}." for peer, why, place in sorted(reasons)]
 
 
@@ -100,23 +111,39 @@ def _distinct(records: Sequence[Record], name: str) -> list[str]:
     return list(dict.fromkeys(r.setting[name] for r in _with(records, name)))
 
 
-def _place(r: Record) -> str:
-    return f"{r.task} {r.metric.rsplit(' ', 1)[0]}"
+def _places(records: Sequence[Record]) -> Callable[[Record], str]:
+    """How a note names what was measured: with its dtype where there are several."""
+    several = len({_dtype(r) for r in records}) > 1
+
+    def place(r: Record) -> str:
+        return " ".join([r.task, *[_dtype(r)] * several, r.metric.rsplit(" ", 1)[0]])
+
+    return place
 
 
-def _largest_errors(records: Sequence[Record]) -> dict[str, float]:
-    errors: dict[str, float] = {}
+def _largest_errors(records: Sequence[Record]) -> list[str]:
+    """For each implementation, and each dtype where there are several: of the output, and of the gradients."""
+    errors: dict[str, dict[str, float]] = {}
+    several = len({_dtype(r) for r in records}) > 1
     for r in records:
-        if r.setting.get("error") is not None:
-            errors[r.model] = max(r.setting["error"], errors.get(r.model, 0.0))
-    return errors
+        largest = errors.setdefault(f"{r.model} {_dtype(r)}" if several else r.model, {})
+        for what in ("error", "gradient_error"):
+            if r.setting.get(what) is not None:
+                largest[what] = max(r.setting[what], largest.get(what, 0.0))
+    return [f"{name} {_errors(largest)}" for name, largest in errors.items() if largest]
+
+
+def _errors(largest: Mapping[str, float]) -> str:
+    gradients = f" (gradients {largest['gradient_error']:.1e})" if "gradient_error" in largest else ""
+    return f"{largest['error']:.1e}{gradients}"
 
 
 def _measures(records: Sequence[Record]) -> dict[Measure, dict[str, Record]]:
     measures: dict[Measure, dict[str, Record]] = {}
     for r in records:
         _less_is_better(r.metric)
-        by_model = measures.setdefault(Measure(r.task, _dtype(r), r.metric, provenance.machine(r.provenance)), {})
+        machine, inputs = provenance.machine(r.provenance), str(r.setting.get("inputs") or "")
+        by_model = measures.setdefault(Measure(r.task, _dtype(r), r.metric, machine, inputs), {})
         if r.model in by_model:
             raise ValueError(f"two records of {r.model} for {r.task}, {_dtype(r)}, {r.metric}")
         by_model[r.model] = r
@@ -128,6 +155,26 @@ def _gain(ours: Record | None, peer: Record | None) -> float | None:
         return None
     better, worse = (ours.value, peer.value) if _less_is_better(ours.metric) else (peer.value, ours.value)
     return worse / better if better else None
+
+
+def _elsewhere(measure: Measure, by_model: Mapping[str, Record], ours: str) -> float | None:
+    """How many times faster ours is than mamba_ssm's scan in somebody else's run, where it is not in this one."""
+    mine = by_model.get(ours)
+    if mine is None or mine.experiment != "bench-scan" or "mamba_ssm" in by_model or measure.inputs != "normal":
+        return None
+    hardware = str(mine.provenance.get("device_name"))
+    theirs = published.mamba_ssm_ms(hardware, measure.task, measure.dtype, measure.metric)
+    return theirs and theirs / mine.value
+
+
+def _rates(mine: Record | None) -> dict[str, str]:
+    """What must be moved and computed, by the milliseconds that ours takes."""
+    amounts = {column: mine.setting.get(what) if mine else None for column, (what, _) in RATES.items()}
+    seconds = 1e-3 * mine.value if mine else 1.0
+    return {
+        column: markdown.significant(amount / RATES[column][1] / seconds if amount else None)
+        for column, amount in amounts.items()
+    }
 
 
 def _floor(by_model: dict[str, Record], ours: str) -> dict[str, str]:

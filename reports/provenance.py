@@ -8,6 +8,7 @@ from typing import Any
 from .record import Record
 
 MACHINE = ("device", "device_name", "cpu")
+GPU = (("driver", "driver"), ("cuda", "CUDA"), ("nvrtc", "NVRTC"))  # versions, by key of the provenance
 DIGITS = 8  # of a digest that are shown: the records hold the rest
 
 
@@ -34,6 +35,7 @@ def parts(records: Sequence[Record]) -> dict[str, str]:
     found = {
         "backend": f"backend {provenance['backend']}" + (f" (kernel {_short(kernel)})" if kernel else ""),
         "machine": ", ".join(part for part in (str(provenance.get("dtype") or ""), machine(provenance)) if part),
+        "gpu": ", ".join(f"{name} {provenance[key]}" for key, name in GPU if provenance.get(key)),
         "weights": _named("weights", _inside(provenance, "checkpoint").get("digest")),
         "tokenizer": _named("tokenizer", provenance.get("tokenizer")),
         "code": _code(provenance),

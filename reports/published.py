@@ -14,6 +14,7 @@ SOURCES = {
     "Table 3": "Mamba paper, arXiv:2312.00752v2, Table 3",
     "Pythia v1": "EleutherAI/pythia, evals/pythia-v1, non-HellaSwag tasks at step 143000",
 }
+MAMBA_SSM = "mamba_ssm_h200.csv"
 FINAL_REVISIONS = (None, "main", "step143000")
 
 Key = tuple[str, str]  # (lm-eval task, lm-eval metric)
@@ -130,6 +131,21 @@ def find(checkpoint: str, revision: str | None = None) -> Published | None:
         if row["model"].lower() == name and name.startswith(("mamba-", "pythia-")):
             return Published(name=row["model"], source="Table 3", values=table3(row["model"]))
     return pythia_official(name)
+
+
+def mamba_ssm_ms(hardware: str, shape: str, dtype: str, metric: str) -> float | None:
+    """What mamba_ssm's scan took in somebody else's run ("NVIDIA H200", "8,1536,2048,16", "bfloat16", "forward ms").
+
+    None where nobody measured it.
+    """
+    column = {"forward ms": "forward_ms", "forward+backward ms": "forward_backward_ms"}.get(metric)
+    if column is None:
+        return None
+    for row in rows(MAMBA_SSM):
+        size = ",".join(row[axis] for axis in "bdln")
+        if (row["hardware"], size, row["dtype"]) == (hardware, shape, dtype):
+            return float(row[column])
+    return None
 
 
 def size_order(model: str) -> tuple[float, int, str]:
