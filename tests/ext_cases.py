@@ -136,7 +136,7 @@ def _with(name: str, op: Callable[..., Any]) -> Callable[..., Any]:
     def call(*given: Any, **named: Any) -> Any:
         here = [_moved(value, device) for value in given]
         there = {key: _moved(value, device) for key, value in named.items()}
-        _fill_free_memory(device)
+        fill_free_memory(device)
         outputs = op(*here, **there)
         for state in {"conv_state", "scan_state"} & named.keys():
             named[state].copy_(there[state])
@@ -149,10 +149,10 @@ def _moved(value: Any, device: str) -> Any:
     return _Move.apply(value, torch.device(device)) if isinstance(value, Tensor) else value
 
 
-def _fill_free_memory(device: str) -> None:
-    """Leave NaN in what torch keeps of freed memory, which is what the next op allocates from."""
+def fill_free_memory(device: str, value: float = torch.nan) -> None:
+    """Leave a number in what torch keeps of freed memory, which is what the next op allocates from."""
     for size in (2**10, 2**16, 2**20):
-        freed = [torch.full((size,), torch.nan, device=device) for _ in range(8)]
+        freed = [torch.full((size,), value, device=device) for _ in range(8)]
         del freed
 
 
