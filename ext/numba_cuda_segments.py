@@ -20,7 +20,7 @@ from .numba_cuda_scan_kernels import codes, extent, rows_of_kept, scan_keep
 from .numba_cuda_tiles import load_own, stage_inputs, stage_matrix, store_own
 
 THREADS = 2**16  # that keep a large GPU busy
-LEAST = 512  # steps of a segment, about
+LEAST = 128  # steps of a segment, about
 CARRIERS = 128  # threads of a block that carries states on
 
 
@@ -30,7 +30,10 @@ def cut(plan: Plan, u: Tensor, cu_seqlens: Tensor | None) -> tuple[int, int]:
     threads = b * plan.blocks_across(u.shape[2]) * plan.threads
     if cu_seqlens is not None or threads == 0 or length == 0:
         return 1, length
-    segments = max(1, min(THREADS // threads, length // LEAST))
+    segments = min(THREADS // threads, length // LEAST)
+    # Every state is computed twice, so two at the same time are no quicker than one.
+    if segments < 3:
+        return 1, length
     reach = -(-length // (segments * 32)) * 32
     return -(-length // reach), reach
 

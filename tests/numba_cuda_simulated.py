@@ -25,9 +25,10 @@ from ext_cases import (
     scan_case,
     strange,
 )
-from mambalab.ext import backends, numba_cuda_segments, reference, rms_norm, step_
+from mambalab.ext import backends, numba_cuda_segments, reference, rms_norm, self_test, step_
 from mambalab.ext.numba_cuda_arrays import SIMULATED, one_more_than
 from mambalab.ext.numba_cuda_math import elements
+from mambalab.ext.numba_cuda_plan import Plan
 from numba.cuda.simulator.kernelapi import FakeCUDAShared
 from numba.np.numpy_support import as_dtype
 from test_ext_step import mixer, states
@@ -42,8 +43,7 @@ SCAN, CONV = bare_scan(NAME), bare_conv(NAME)
 def simulated_row():
     """The row on the CPU, trusted without its self-test, which takes half a minute here."""
     assert SIMULATED
-    (row,) = (row for row in backends.BACKENDS if row.name == "numba-cuda")
-    row, before, interval = replace(row, name=NAME, device="cpu"), backends.BACKENDS, sys.getswitchinterval()
+    row, before, interval = simulated(), backends.BACKENDS, sys.getswitchinterval()
     backends.BACKENDS = (*before, row)
     backends._verdicts[row, torch.device("cpu")] = None
     # The simulator waits for its threads in a loop that holds the interpreter's lock.
@@ -53,6 +53,12 @@ def simulated_row():
         yield
     backends.BACKENDS = before
     sys.setswitchinterval(interval)
+
+
+def simulated():
+    """The row of numba-cuda, as one of the CPU."""
+    (row,) = (row for row in backends.BACKENDS if row.name == "numba-cuda")
+    return replace(row, name=NAME, device="cpu")
 
 
 def shared_array(self, shape, dtype):
@@ -171,12 +177,21 @@ def short_segments(monkeypatch):
     monkeypatch.setattr(numba_cuda_segments, "LEAST", 32)
 
 
-@pytest.mark.parametrize("length", [64, 65, 97, 130])
+@pytest.mark.parametrize("length", [96, 97, 130])
 @pytest.mark.parametrize("without", [(), ("initial_state", "z")], ids=["all", "bare"])
 @pytest.mark.parametrize("selective", ["ΔBC", ""])
 def test_segments_change_nothing(short_segments, length, without, selective):
     case = scan_case(b=2, length=length, d=2, n=2, without=without, selective=selective)
     assert_same(case.run(SCAN), expected_scan(case), case.dtype)
+
+
+def test_the_self_test_s_long_sequence_is_cut():
+    answers = self_test.long_scan(simulated(), self_test._normal(torch.device("cpu"), torch.float32))
+    expected = self_test._expected(self_test.long_scan)
+    assert max(map(self_test._relative_error, answers, expected)) <= self_test.TOLERANCE
+    u = torch.zeros(1, 400, 3)
+    plan = Plan(dtype=u.dtype, is_complex=False, n=2, room=4, selective_B=True, selective_C=True, zoh=False)
+    assert numba_cuda_segments.cut(plan, u, None) == (3, 160)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)

@@ -68,7 +68,7 @@ BAD_SCANS = {
     "an unknown discretisation": ({"discretisation": "bilinear"}, ("'bilinear'", "'euler', 'zoh'")),
     "a misspelt discretisation": ({"discretisation": "zho"}, ("'zho'", "nearest: 'zoh'")),
     "a misspelt backend": ({"backend": "refrence"}, ("'refrence'", "nearest: reference")),
-    "an unknown backend": ({"backend": "metal"}, ("'metal'", "cpu, numba-cuda, reference")),
+    "an unknown backend": ({"backend": "metal"}, ("'metal'", "cpu, cuda, numba-cuda, reference")),
 }
 BAD_PACKINGS = {
     "int64": (ints(0, 9, dtype=torch.int64), ("cu_seqlens is torch.int64", "torch.int32")),
