@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from command import mambalab
 from mambalab.ext import backends
 from mambalab.harness.lm import resolve_device
 
@@ -34,6 +37,30 @@ def test_a_gpu_that_no_backend_can_use_is_left_alone_and_that_is_said(monkeypatc
 def test_a_gpu_with_a_backend_is_the_default(monkeypatch):
     monkeypatch.setattr(backends, "pick", lambda device, name=None: backends.BACKENDS[0])
     assert resolve_device(None) == "cuda"
+
+
+@pytest.mark.gpu
+def test_a_mamba_goes_to_the_gpu_that_is_there(places, tmp_path):
+    reasons = {row.name: row.missing() for row in backends.BACKENDS if row.device == "cuda"}
+    if None not in reasons.values():
+        pytest.skip(str(reasons))
+    out = tmp_path / "out"
+    given = ("--data", places["data"], "--tasks", "piqa", "--limit", 2, "--out", out)
+    assert mambalab("eval", places["mamba"], *given).status == 0
+    (path,) = out.glob("*/records.jsonl")
+    ran = [json.loads(line)["provenance"] for line in path.read_text("utf-8").splitlines()]
+    best = next(name for name, reason in reasons.items() if reason is None)
+    assert {(provenance["device"].partition(":")[0], provenance["backend"]) for provenance in ran} == {("cuda", best)}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+@pytest.mark.parametrize("backend", ["cuda", "numba-cuda"])
+def test_a_backend_of_a_gpu_that_is_not_there_is_one_line(evaluated, places, backend):
+    asked = evaluated(places["mamba"], places["data"], "piqa", "--device", "cuda", "--backend", backend)
+    assert asked == "mambalab: device 'cuda' asked for, but torch sees no CUDA devices"
+    assert f"backend {backend!r} runs on cuda" in evaluated(
+        places["mamba"], places["data"], "piqa", "--backend", backend
+    )
 
 
 @pytest.mark.usefixtures("a_gpu")
