@@ -7,7 +7,19 @@ import torch
 from torch import Tensor
 
 from . import cuda_launch, cuda_slabs
-from .cuda_geometry import CHECKPOINT, MOST_STATES, WARP, Geometry, backward_geometry, element, forward_geometry, states_geometry
+from .cuda_geometry import (
+    CHECKPOINT,
+    LONG,
+    MOST_STATES,
+    SHORTEST,
+    WARP,
+    Geometry,
+    Kind,
+    backward_geometry,
+    element,
+    forward_geometry,
+    states_geometry,
+)
 from .nvrtc import Variant
 
 CARRY_THREADS = 128
@@ -34,9 +46,9 @@ def scan_forward(
             scan_forward, u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, discretisation
         )
     call = _Call(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, discretisation)
-    geometry = forward_geometry(*call.kind)
+    geometry = forward_geometry(call.kind)
     segments = call.segments(geometry)
-    carried = call.carried(segments) if segments > 1 else None
+    carried = call.carried(segments, geometry.states) if segments > 1 else None
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     final_state = A.new_empty(call.sequences, *A.shape)
     words = [*call.words(segments), *_tensor(carried), y.data_ptr(), final_state.data_ptr()]
@@ -67,11 +79,11 @@ def scan_backward(
             delta_softplus, discretisation,
         )  # fmt: skip
     call = _Call(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, discretisation, dy)
-    geometry = backward_geometry(*call.kind)
+    geometry = call.backward_geometry()
     segments = call.segments(geometry)
     checkpoints = call.checkpoints(geometry)
-    carried = call.carried(segments, checkpoints=checkpoints, states=geometry.states)
-    back = call.carried(segments, dy, dfinal_state) if segments > 1 else None
+    carried = call.carried(segments, geometry.states, checkpoints=checkpoints)
+    back = call.carried(segments, geometry.states, dy, dfinal_state) if segments > 1 else None
     du, ddelta = torch.empty(u.shape, dtype=u.dtype, device=u.device), torch.empty(u.shape, dtype=u.dtype, device=u.device)
     dz = None if z is None else torch.empty(u.shape, dtype=u.dtype, device=u.device)
     dstate = A.new_empty(call.sequences, *A.shape)
@@ -115,7 +127,10 @@ class _Call:
         rows = [t for t in (u, delta, z, dy) if t is not None]
         matrices = [t for t in (B, C) if t.dim() == 3]
         aligned = all(map(_in_fours, rows)) and all(map(_in_fours, matrices))
-        self.kind = (u.dtype, self.n, self.channels, discretisation == "zoh", delta_softplus, z is not None, static_B, static_C, aligned)
+        self.kind = Kind(
+            dtype=u.dtype, n=self.n, zoh=discretisation == "zoh", softplus=delta_softplus, gated=z is not None,
+            static_B=static_B, static_C=static_C, aligned=aligned,
+        )  # fmt: skip
         self._tensors = [
             word
             for tensor in (u, delta, z, A, B, C, D, delta_bias, initial_state, cu_seqlens)
@@ -129,36 +144,54 @@ class _Call:
 
     def launch(self, name: str, geometry: Geometry, segments: int, words: Sequence[int]) -> None:
         kernel = cuda_launch.kernel(self.u.device, f"{name}.cu", name, geometry.defines)
-        blocks = -(-self.channels // geometry.channels) * segments * self.sequences
-        kernel.launch(blocks, geometry.threads, geometry.shared, words)
+        kernel.launch(self._blocks(geometry) * segments, geometry.threads, geometry.shared, words)
 
     def segments(self, geometry: Geometry) -> int:
         """Into how many pieces each sequence is cut along l: one, unless blocks of whole sequences leave the GPU idle.
 
-        A cut costs every decay but the last piece's a second time, so it has to fill what more than half lay idle.
+        A cut costs every decay a second time, but for the last piece's, so it has to fill what lies more than half
+        idle; where a sequence is cut at all, more pieces share the work out more evenly.
         """
-        blocks = -(-self.channels // geometry.channels) * self.sequences
-        room = cuda_launch.multiprocessors(self.u.device) * geometry.blocks
+        room = self._room(geometry) // max(1, self._blocks(geometry))
+        if room < 3:
+            return 1
         length = self.length // max(1, self.sequences) if self.packed else self.length
-        return max(1, min(room // max(1, blocks), length // geometry.shortest))
+        return max(1, min(room, length // SHORTEST), min(4 * room, length // LONG))
+
+    def backward_geometry(self) -> Geometry:
+        """With two channels a thread, which is less work, where that leaves blocks enough for the GPU."""
+        geometry = backward_geometry(self.kind, lanes=2)
+        if self.channels <= WARP or self.n > 16 or self.kind.wide:
+            return backward_geometry(self.kind, lanes=1)
+        room, blocks = self._room(geometry), self._blocks(geometry)
+        whole = 3 * blocks >= 2 * room
+        return geometry if whole or self.segments(geometry) > 3 else backward_geometry(self.kind, lanes=1)
+
+    def _blocks(self, geometry: Geometry) -> int:
+        return -(-self.channels // geometry.channels) * self.sequences
+
+    def _room(self, geometry: Geometry) -> int:
+        """Blocks that the GPU runs at once."""
+        return cuda_launch.multiprocessors(self.u.device) * geometry.blocks
 
     def carried(
         self,
         segments: int,
+        states: int,
         dy: Tensor | None = None,
         dfinal_state: Tensor | None = None,
         checkpoints: tuple[Tensor, Tensor] | None = None,
-        states: int = 0,
     ) -> Tensor | None:
-        """What each segment starts from (sequences, segments, d, n), or with dy, backwards, what its end does.
+        """What each segment starts from (sequences · segments, d, n), or with dy, backwards, what its end does.
 
-        With `checkpoints` these are filled too, for kernels with `states` states a thread.
+        Computed with `states` states a thread; with `checkpoints` these are filled too.
         """
         ends = sums = None
         if segments > 1:
             ends = self.A.new_empty(self.sequences, segments, *self.A.shape)
             sums = self.A.new_empty(self.sequences, segments, self.channels)
-        geometry = states_geometry(*self.kind, reverse=dy is not None, checkpoint=checkpoints is not None, states=states)
+        reverse, checkpoint = dy is not None, checkpoints is not None
+        geometry = states_geometry(self.kind, reverse=reverse, checkpoint=checkpoint, states=states)
         kept = checkpoints or (None, None)
         pointers = map(_pointer, (ends, sums, *kept))
         words = [*self.words(segments), *_tensor(dy), *_tensor(dfinal_state), *pointers]
@@ -168,7 +201,7 @@ class _Call:
         words = [*_tensor(self.A), sums.data_ptr(), ends.data_ptr(), self.sequences, segments, self.channels, self.n]
         kernel = cuda_launch.kernel(self.u.device, "scan_carry.cu", "scan_carry", (element(self.u.dtype),))
         blocks = -(-self.sequences * self.A.numel() // CARRY_THREADS)
-        kernel.launch(blocks, CARRY_THREADS, 0, [*words, int(dy is not None)])
+        kernel.launch(blocks, CARRY_THREADS, 0, [*words, int(reverse)])
         return ends.flatten(0, 1)
 
     def checkpoints(self, geometry: Geometry) -> tuple[Tensor, Tensor]:
@@ -212,12 +245,15 @@ def refuse(A: Tensor) -> None:
 def variants() -> Iterator[Variant]:
     """What is compiled ahead of time: the released models' scan in every dtype but float64, whole and cut."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        kind = (dtype, 16, 1536, False, True, True, False, False, True)
-        forward, backward = forward_geometry(*kind), backward_geometry(*kind)
+        kind = Kind(
+            dtype=dtype, n=16, zoh=False, softplus=True, gated=True, static_B=False, static_C=False, aligned=True
+        )
+        forward = forward_geometry(kind)
         yield Variant("scan_forward.cu", "scan_forward", forward.defines)
-        yield Variant("scan_backward.cu", "scan_backward", backward.defines)
-        for reverse, checkpoint, states in ((False, False, 0), (True, False, 0), (False, True, backward.states)):
-            found = states_geometry(*kind, reverse=reverse, checkpoint=checkpoint, states=states)
+        for lanes in (1, 2):
+            yield Variant("scan_backward.cu", "scan_backward", backward_geometry(kind, lanes=lanes).defines)
+        for reverse, checkpoint in ((False, False), (True, False), (False, True)):
+            found = states_geometry(kind, reverse=reverse, checkpoint=checkpoint, states=forward.states)
             yield Variant("scan_states.cu", "scan_states", found.defines)
         for name in ("scan_carry", "scan_sum"):
             yield Variant(f"{name}.cu", name, (element(dtype),))

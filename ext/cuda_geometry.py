@@ -1,19 +1,50 @@
-"""How the scan's CUDA kernels are shaped for a dtype and a state size: states a thread, warps a block, steps a tile."""
+"""How the scan's CUDA kernels are shaped for what they are given: states a thread, warps a block, steps a tile."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 
 WARP = 32
+FOUR = 4  # neighbours that are moved at once
 CHECKPOINT = 16  # steps between the states that the backward pass starts from
-UNROLL = 4
 MOST_STATES = 64  # that one block takes on
-ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 SHARED = 100 * 1024  # bytes a block takes at most where shorter tiles avoid it: two fit on a multiprocessor
+SHORTEST = 512  # steps of a segment that is cut to fill an idle GPU
+LONG = 4096  # steps of a segment that is cut for the sake of balance
+ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 
 Defines = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a call of the scan is compiled for; `aligned`: every row of every tensor can be read in fours."""
+
+    dtype: torch.dtype
+    n: int
+    zoh: bool
+    softplus: bool
+    gated: bool
+    static_B: bool
+    static_C: bool
+    aligned: bool
+
+    @property
+    def real(self) -> int:
+        """Bytes of a number that is computed with."""
+        return 8 if self.wide else 4
+
+    @property
+    def wide(self) -> bool:
+        return self.dtype == torch.float64
+
+    def defines(self) -> Iterator[tuple[str, int]]:
+        """The macros that every kernel of the scan is compiled with."""
+        yield element(self.dtype)
+        for name in ("zoh", "softplus", "gated", "static_B", "static_C", "aligned"):
+            yield name.upper(), int(getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +55,6 @@ class Geometry:
     groups    warps of a block, which share a channel's states out among them
     lanes     channels of a thread
     blocks    that are to share a multiprocessor, which bounds a thread's registers
-    shortest  steps below which no segment is cut
     shared    bytes of dynamic shared memory
     """
 
@@ -32,7 +62,6 @@ class Geometry:
     groups: int
     lanes: int
     blocks: int
-    shortest: int
     shared: int
     defines: Defines
 
@@ -43,7 +72,7 @@ class Geometry:
 
     @property
     def padded(self) -> int:
-        """Columns of a tile of B or C."""
+        """Columns of a tile of B or C, which is read in fours."""
         return _padded(self.states, self.groups)
 
     @property
@@ -53,85 +82,55 @@ class Geometry:
 
 
 @lru_cache(maxsize=None)
-def forward_geometry(
-    dtype: torch.dtype, n: int, channels: int, zoh: bool, softplus: bool, gated: bool, static_B: bool, static_C: bool,
-    aligned: bool,
-) -> Geometry:
+def forward_geometry(kind: Kind) -> Geometry:
     """The forward kernel's (scan_forward.cu)."""
-    states, groups = _states(n)
-    size, padded = _real_size(dtype), _padded(states, groups)
+    # Beyond 16 states few warps with many states each: what a channel needs is read by fewer.
+    states = _at_most(kind.n, (1, 1), (2, 2), (4, 16), (8, 64 if kind.wide else 32), (16, 64))
+    groups = -(-kind.n // states)
+    padded = _padded(states, groups)
 
     def shared(steps: int) -> int:
-        matrices = sum(1 if static else steps for static in (static_B, static_C)) * padded
-        return size * (2 * (2 * steps * WARP + matrices) + 2 * groups * steps * WARP)
+        matrices = sum(1 if static else steps for static in (kind.static_B, kind.static_C)) * padded
+        return kind.real * (2 * (2 * steps * WARP + matrices) + 2 * groups * steps * WARP)
 
-    steps = _longest(shared)
-    blocks = _blocks(groups)
-    return Geometry(
-        states=states, groups=groups, lanes=1, blocks=blocks, shortest=4 * steps, shared=shared(steps),
-        defines=(
-            *_common(dtype, zoh, softplus, gated, static_B, static_C, aligned),
-            ("STATES", states), ("GROUPS", groups), ("STEPS", steps), ("UNROLL", UNROLL), ("BLOCKS", blocks),
-        ),
-    )  # fmt: skip
+    return _walking(kind, states, groups, 1 if states == 16 else 2, (32, 16, 8) if states < 16 else (16, 8), shared)
 
 
 @lru_cache(maxsize=None)
-def states_geometry(
-    dtype: torch.dtype, n: int, channels: int, zoh: bool, softplus: bool, gated: bool, static_B: bool, static_C: bool,
-    aligned: bool, *, reverse: bool, checkpoint: bool, states: int,
-) -> Geometry:  # fmt: skip
-    """The kernel's that gives states alone (scan_states.cu); `states` a thread, 0 for as many as forward."""
-    states = states or _states(n)[0]
-    groups = -(-n // states)
-    static = static_C if reverse else static_B
-    size, padded = _real_size(dtype), _padded(states, groups)
+def states_geometry(kind: Kind, *, reverse: bool, checkpoint: bool, states: int) -> Geometry:
+    """The kernel's that gives states alone (scan_states.cu), for `states` of them a thread."""
+    groups = -(-kind.n // states)
+    static, padded = kind.static_C if reverse else kind.static_B, _padded(states, groups)
 
     def shared(steps: int) -> int:
-        return size * 2 * (2 * steps * WARP + (1 if static else steps) * padded)
+        return kind.real * 2 * (2 * steps * WARP + (1 if static else steps) * padded)
 
-    steps = _longest(shared, shortest=CHECKPOINT)
-    blocks = _blocks(groups)
-    return Geometry(
-        states=states, groups=groups, lanes=1, blocks=blocks, shortest=4 * steps, shared=shared(steps),
-        defines=(
-            *_common(dtype, zoh, softplus, gated, static_B, static_C, aligned),
-            ("STATES", states), ("GROUPS", groups), ("STEPS", steps), ("UNROLL", UNROLL), ("BLOCKS", blocks),
-            ("REVERSE", int(reverse)), ("CHECKPOINT", CHECKPOINT if checkpoint else 0),
-        ),
-    )  # fmt: skip
+    options = ("REVERSE", int(reverse)), ("CHECKPOINT", CHECKPOINT if checkpoint else 0)
+    return _walking(kind, states, groups, 4 if states < 8 else 2, (32, CHECKPOINT), shared, *options)
 
 
 @lru_cache(maxsize=None)
-def backward_geometry(
-    dtype: torch.dtype, n: int, channels: int, zoh: bool, softplus: bool, gated: bool, static_B: bool, static_C: bool,
-    aligned: bool,
-) -> Geometry:
-    """The backward kernel's (scan_backward.cu)."""
-    states, groups = _states(n)
-    lanes, part, finish, blocks = _backward_tiling(dtype, n, channels)
-    width, padded, size = WARP * lanes, _padded(states, groups), _real_size(dtype)
-    selective = (not static_B) + (not static_C)
+def backward_geometry(kind: Kind, *, lanes: int) -> Geometry:
+    """The backward kernel's (scan_backward.cu), for `lanes` channels a thread."""
+    states = _at_most(kind.n, (1, 1), (2, 2), (4, 16), (8, 64))
+    groups = -(-kind.n // states)
+    part, finish = 4 if states < 8 else 2, 8 if lanes == 2 or states == 8 else CHECKPOINT
+    # Two channels a thread of four bytes each fill the shared memory of three blocks.
+    blocks = 1 if kind.wide else 3 if groups <= 4 and lanes * kind.dtype.itemsize < 8 else 2
+    width, threads, padded = WARP * lanes, WARP * groups, _padded(states, groups)
+    selective = (not kind.static_B) + (not kind.static_C)
     # Of a chunk as it lies in memory: u, delta, dy and z, then B and C, in whole fours for every thread.
-    fours = (3 + gated) * _fours(CHECKPOINT, width, groups) + 2 * _fours(CHECKPOINT, padded, groups)
-    fours += 0 if gated else 1
-    raw = 4 * dtype.itemsize * fours * WARP * groups
-    rows = sum(1 if static else CHECKPOINT for static in (static_B, static_C))
-    across = WARP * (part * selective * states + 4) if selective else 4
-    return Geometry(
-        states=states, groups=groups, lanes=lanes, blocks=blocks, shortest=8 * CHECKPOINT,
-        shared=raw + size * (
-            3 * CHECKPOINT * width + rows * padded
-            + (3 + zoh) * groups * finish * width
-            + groups * across
-            + states * lanes * WARP * groups
-            + 2 * width + 2 * 4 * WARP * groups
-        ),
-        defines=(
-            *_common(dtype, zoh, softplus, gated, static_B, static_C, aligned),
-            ("STATES", states), ("GROUPS", groups), ("LANES", lanes), ("STEPS", CHECKPOINT), ("CHECKPOINT", CHECKPOINT),
-            ("PART", part), ("FINISH", finish), ("BLOCKS", blocks),
-        ),
+    fours = (4 if kind.gated else 3) * _fours(CHECKPOINT, width, threads) + 2 * _fours(CHECKPOINT, padded, threads)
+    fours += 0 if kind.gated else 1
+    matrices = sum(1 if static else CHECKPOINT for static in (kind.static_B, kind.static_C)) * padded
+    across = WARP * (part * selective * states + FOUR) if selective else FOUR
+    sums = (3 + kind.zoh) * groups * finish * width
+    tile = 3 * CHECKPOINT * width + matrices
+    shared = FOUR * kind.dtype.itemsize * fours * threads
+    shared += kind.real * (tile + sums + groups * across + states * lanes * threads + 2 * width + 2 * FOUR * threads)
+    return _geometry(
+        kind, states, groups, lanes, blocks, shared,
+        ("STEPS", CHECKPOINT), ("CHECKPOINT", CHECKPOINT), ("PART", part), ("FINISH", finish),
     )  # fmt: skip
 
 
@@ -140,43 +139,42 @@ def element(dtype: torch.dtype) -> tuple[str, int]:
     return "ELEMENT", ELEMENTS[dtype]
 
 
-def _states(n: int) -> tuple[int, int]:
-    """States a thread and warps a block: few states, for then more warps can hide each other's latency."""
-    states = next(size for size, most in ((1, 1), (2, 2), (4, 16), (8, 64)) if n <= most)
-    return states, -(-n // states)
+def _walking(
+    kind: Kind,
+    states: int,
+    groups: int,
+    unroll: int,
+    tiles: tuple[int, ...],
+    shared: Callable[[int], int],
+    *options: tuple[str, int],
+) -> Geometry:
+    """Of a kernel that walks tiles in one direction: with the longest tile whose block keeps to SHARED bytes."""
+    steps = next((steps for steps in tiles if shared(steps) <= SHARED), tiles[-1])
+    blocks = max(1, min(16, 12 // groups))
+    return _geometry(
+        kind, states, groups, 1, blocks, shared(steps), ("STEPS", steps), ("UNROLL", unroll), *options
+    )  # fmt: skip
 
 
-def _backward_tiling(dtype: torch.dtype, n: int, channels: int) -> tuple[int, int, int, int]:
-    """LANES, PART, FINISH and BLOCKS of the backward kernel."""
-    wide = dtype == torch.float64
-    lanes = 2 if n <= 16 and channels > WARP and not wide else 1
-    return lanes, 4 if n <= 16 else 2, 8, 1 if wide else 3 if n <= 16 else 2
+def _geometry(
+    kind: Kind, states: int, groups: int, lanes: int, blocks: int, shared: int, *options: tuple[str, int]
+) -> Geometry:
+    sizes = ("STATES", states), ("GROUPS", groups), ("LANES", lanes), ("BLOCKS", blocks), ("SHARED", shared)
+    return Geometry(
+        states=states, groups=groups, lanes=lanes, blocks=blocks, shared=shared,
+        defines=(*kind.defines(), *sizes, *options),
+    )  # fmt: skip
 
 
-def _fours(steps: int, columns: int, groups: int) -> int:
+def _at_most(n: int, *choices: tuple[int, int]) -> int:
+    """The first choice that is for n or more."""
+    return next(choice for choice, most in choices if n <= most)
+
+
+def _fours(steps: int, columns: int, threads: int) -> int:
     """Fours of a tile that a thread moves."""
-    return -(-steps // (WARP * groups // (columns // 4)))
+    return -(-steps // (threads // (columns // FOUR)))
 
 
 def _padded(states: int, groups: int) -> int:
-    """Columns of a tile of B or C, which is read in fours."""
-    return -(-states * groups // 4) * 4
-
-
-def _blocks(groups: int) -> int:
-    return max(1, min(16, 12 // groups))
-
-
-def _longest(shared, shortest: int = UNROLL) -> int:  # noqa: ANN001
-    """The longest tile whose block keeps to SHARED bytes; the shortest where none does."""
-    return next((steps for steps in (32, 16, 8) if steps >= shortest and shared(steps) <= SHARED), max(8, shortest))
-
-
-def _real_size(dtype: torch.dtype) -> int:
-    return 8 if dtype == torch.float64 else 4
-
-
-def _common(dtype: torch.dtype, *flags: bool) -> Iterator[tuple[str, int]]:
-    yield element(dtype)
-    for name, value in zip(("ZOH", "SOFTPLUS", "GATED", "STATIC_B", "STATIC_C", "ALIGNED"), flags, strict=True):
-        yield name, int(value)
+    return -(-states * groups // FOUR) * FOUR

@@ -52,6 +52,7 @@ struct Shared {
   Real bias[CHANNELS], D[CHANNELS];
   Four dD[THREADS], dbias[THREADS];
 };
+static_assert(sizeof(Shared) <= SHARED, "the host counts as this does");
 
 // What a thread holds of its LANES channels.
 struct Lines {

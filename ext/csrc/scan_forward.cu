@@ -2,7 +2,6 @@
 //
 // While a tile is walked, the sums of the tile before become outputs and the tile after is made ready, a piece between
 // every UNROLL steps: exponentials, multiplications and memory then keep each other company in every warp at any time.
-#define LANES 1
 #define CHECKPOINT 0
 #include "scan_tile.cuh"
 
@@ -22,6 +21,7 @@ struct Shared {
   Tile tile[2];
   Real partial[2][GROUPS][STEPS][CHANNELS];  // C·h over the states of one warp
 };
+static_assert(sizeof(Shared) <= SHARED, "the host counts as this does");
 
 // What a thread moves: fours of the tile after the one that is walked, and of the one before.
 struct Mover {

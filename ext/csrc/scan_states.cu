@@ -4,7 +4,6 @@
 // CHECKPOINT-th step. In REVERSE it is the adjoint s_t = exp(Δ_t A) (C_t dy'_t + s_{t+1}), where dy' = dy silu(z) and
 // s is the gradient of the state before step t. A segment that is not the first to be walked starts from zero: the sum
 // of its Δ is kept too, for exp(A ΣΔ) is how much of the state it is given later comes through.
-#define LANES 1
 #include "scan_tile.cuh"
 
 struct Arguments {
@@ -27,6 +26,7 @@ struct Tile {
 struct Shared {
   Tile tile[2];
 };
+static_assert(sizeof(Shared) <= SHARED, "the host counts as this does");
 
 // What a thread moves: fours of the tile after the one that is walked.
 struct Mover {

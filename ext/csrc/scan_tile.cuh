@@ -34,7 +34,6 @@ struct Place {
   long long sequence, segment;
   int channel;
   Range whole, part;
-
   long long row;  // of the batch: packed sequences all lie in the first
 
   __device__ Place(const Inputs& in, long long index) {
