@@ -11,6 +11,7 @@ import torch
 
 from ..ext import cuda_launch, nvrtc
 from ..ext.cpu_threads import share_out
+from .errors import one_line
 
 WIDTH = 16  # float32 of one vector: a 512-bit register, or two or four narrower ones
 CHAINS = 12  # independent vectors of one thread: enough to hide each instruction's latency
@@ -50,9 +51,12 @@ def exp2_call(threads: int) -> tuple[Callable[[], list[float]], int]:
 def gpu_exp2_call(device: torch.device) -> tuple[Callable[[], torch.Tensor], int]:
     """As `exp2_call`, by the special-function units of a GPU ("cuda:N"): the threads' means, and how often a call does.
 
-    RuntimeError, in one line that says what is missing, where the kernel can't be compiled.
+    ValueError, in one line that says what is missing, where the kernel can't be compiled.
     """
-    kernel = _gpu_kernel(device)
+    try:
+        kernel = _gpu_kernel(device)
+    except RuntimeError as error:
+        raise ValueError(f"the floor can't be measured: {one_line(error)}") from error
     blocks = GPU_BLOCKS * cuda_launch.multiprocessors(device)
     means = torch.empty(blocks * GPU_THREADS, device=device)
 

@@ -19,6 +19,7 @@ from mambalab.harness.provenance import (
     ROOMS,
     file_digest,
     git_state,
+    gpu,
     machine,
     package_digest,
     provenance,
@@ -181,6 +182,24 @@ def test_machine_names_processor_cores_and_threads():
     assert 1 <= found["cores"] <= (os.cpu_count() or 1)
     assert found["threads"] == torch.get_num_threads()
     assert found["device_name"] is None
+
+
+def test_provenance_on_a_gpu_names_driver_cuda_and_compiler(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(provenance_file, "_driver_version", lambda: "580.1")
+    found = provenance(backend="b", kernel=None, device="cuda:0", dtype="float32", command="")
+    assert (found["device_name"], found["driver"]) == ("NVIDIA H200", "580.1")
+    assert {"cuda", "nvrtc"} <= found.keys()
+    assert gpu("cpu") == {}
+
+
+def test_no_management_library_is_no_driver_version(monkeypatch):
+    def absent(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(provenance_file.ctypes, "CDLL", absent)
+    assert provenance_file._driver_version() is None
 
 
 def test_a_record_can_say_where_its_number_comes_from():
