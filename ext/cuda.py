@@ -1,16 +1,15 @@
 """The scan of the CUDA backend: cuts the work, allocates the results and launches the kernels of csrc."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import cuda_launch, cuda_slabs
+from .cuda_arguments import in_fours, pointer, tensor
 from .cuda_geometry import (
     CHECKPOINT,
     LONG,
-    MOST_STATES,
     SHORTEST,
     WARP,
     Geometry,
@@ -18,6 +17,7 @@ from .cuda_geometry import (
     backward_geometry,
     element,
     forward_geometry,
+    most_states,
     states_geometry,
 )
 from .nvrtc import Variant
@@ -41,9 +41,22 @@ def scan_forward(
     discretisation: str,
 ) -> tuple[Tensor, Tensor]:
     """As `reference.scan_forward`, for a real A."""
-    if A.shape[1] > MOST_STATES:
+    if A.shape[1] > (most := _most_states(u)):
         return cuda_slabs.forward(
-            scan_forward, u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, discretisation
+            scan_forward,
+            most,
+            u,
+            delta,
+            A,
+            B,
+            C,
+            D,
+            z,
+            delta_bias,
+            initial_state,
+            cu_seqlens,
+            delta_softplus,
+            discretisation,
         )
     call = _Call(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, discretisation)
     geometry = forward_geometry(call.kind)
@@ -51,7 +64,7 @@ def scan_forward(
     carried = call.carried(segments, geometry.states) if segments > 1 else None
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     final_state = A.new_empty(call.sequences, *A.shape)
-    words = [*call.words(segments), *_tensor(carried), y.data_ptr(), final_state.data_ptr()]
+    words = [*call.words(segments), *tensor(carried), y.data_ptr(), final_state.data_ptr()]
     call.launch("scan_forward", geometry, segments, words)
     return y, final_state
 
@@ -73,9 +86,9 @@ def scan_backward(
     discretisation: str,
 ) -> tuple[Tensor | None, ...]:
     """As `reference.scan_backward`; states are computed again, from one kept every CHECKPOINT steps."""
-    if A.shape[1] > MOST_STATES:
+    if A.shape[1] > (most := _most_states(u)):
         return cuda_slabs.backward(
-            scan_backward, dy, dfinal_state, u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens,
+            scan_backward, most, dy, dfinal_state, u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens,
             delta_softplus, discretisation,
         )  # fmt: skip
     call = _Call(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, discretisation, dy)
@@ -84,13 +97,16 @@ def scan_backward(
     checkpoints = call.checkpoints(geometry)
     carried = call.carried(segments, geometry.states, checkpoints=checkpoints)
     back = call.carried(segments, geometry.states, dy, dfinal_state) if segments > 1 else None
-    du, ddelta = torch.empty(u.shape, dtype=u.dtype, device=u.device), torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    du, ddelta = (
+        torch.empty(u.shape, dtype=u.dtype, device=u.device),
+        torch.empty(u.shape, dtype=u.dtype, device=u.device),
+    )
     dz = None if z is None else torch.empty(u.shape, dtype=u.dtype, device=u.device)
     dstate = A.new_empty(call.sequences, *A.shape)
     matrices, parameters = call.partial_sums(geometry, segments)
     words = [
-        *call.words(segments), *_tensor(dy), *_tensor(carried), *_tensor(back), *_tensor(dfinal_state),
-        *map(_pointer, (*checkpoints, du, ddelta, dz, dstate, matrices, parameters)),
+        *call.words(segments), *tensor(dy), *tensor(carried), *tensor(back), *tensor(dfinal_state),
+        *map(pointer, (*checkpoints, du, ddelta, dz, dstate, matrices, parameters)),
     ]  # fmt: skip
     call.launch("scan_backward", geometry, segments, words)
     dA, dB, dC, dD, dbias = call.summed(matrices, parameters)
@@ -126,15 +142,13 @@ class _Call:
         static_B, static_C = B.dim() == 2, C.dim() == 2
         rows = [t for t in (u, delta, z, dy) if t is not None]
         matrices = [t for t in (B, C) if t.dim() == 3]
-        aligned = all(map(_in_fours, rows)) and all(map(_in_fours, matrices))
+        aligned = all(map(_in_rows, (*rows, *matrices)))
         self.kind = Kind(
             dtype=u.dtype, n=self.n, zoh=discretisation == "zoh", softplus=delta_softplus, gated=z is not None,
             static_B=static_B, static_C=static_C, aligned=aligned,
         )  # fmt: skip
         self._tensors = [
-            word
-            for tensor in (u, delta, z, A, B, C, D, delta_bias, initial_state, cu_seqlens)
-            for word in _tensor(tensor)
+            word for given in (u, delta, z, A, B, C, D, delta_bias, initial_state, cu_seqlens) for word in tensor(given)
         ]
         self._numbers = (self.sequences, self.length, self.channels, self.n)
 
@@ -193,12 +207,12 @@ class _Call:
         reverse, checkpoint = dy is not None, checkpoints is not None
         geometry = states_geometry(self.kind, reverse=reverse, checkpoint=checkpoint, states=states)
         kept = checkpoints or (None, None)
-        pointers = map(_pointer, (ends, sums, *kept))
-        words = [*self.words(segments), *_tensor(dy), *_tensor(dfinal_state), *pointers]
+        pointers = map(pointer, (ends, sums, *kept))
+        words = [*self.words(segments), *tensor(dy), *tensor(dfinal_state), *pointers]
         self.launch("scan_states", geometry, segments, words)
         if ends is None or sums is None:
             return None
-        words = [*_tensor(self.A), sums.data_ptr(), ends.data_ptr(), self.sequences, segments, self.channels, self.n]
+        words = [*tensor(self.A), sums.data_ptr(), ends.data_ptr(), self.sequences, segments, self.channels, self.n]
         kernel = cuda_launch.kernel(self.u.device, "scan_carry.cu", "scan_carry", (element(self.u.dtype),))
         blocks = -(-self.sequences * self.A.numel() // CARRY_THREADS)
         kernel.launch(blocks, CARRY_THREADS, 0, [*words, int(reverse)])
@@ -259,26 +273,10 @@ def variants() -> Iterator[Variant]:
             yield Variant(f"{name}.cu", name, (element(dtype),))
 
 
-def _tensor(tensor: Tensor | None) -> tuple[int, int, int, int]:
-    """`Tensor` of common.cuh."""
-    if tensor is None:
-        return 0, 0, 0, 0
-    strides = tensor.stride()
-    return tensor.data_ptr(), *strides, *(0,) * (3 - len(strides))  # type: ignore[return-value]
+def _most_states(u: Tensor) -> int:
+    return most_states(u.dtype, cuda_launch.shared_memory(u.device))
 
 
-def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _in_fours(tensor: Tensor) -> bool:
-    """Whether every row of a tensor (b l columns) can be read four neighbours at a time."""
-    *outer, inner = tensor.stride()
-    size = tensor.element_size()
-    return (
-        inner == 1
-        and tensor.shape[2] % 4 == 0
-        and all(stride % 4 == 0 for stride in outer)
-        and outer[1] < 2**31
-        and tensor.data_ptr() % min(16, 4 * size) == 0
-    )
+def _in_rows(given: Tensor) -> bool:
+    """Whether it can be read in fours, and a step along l is counted in 32 bits."""
+    return in_fours(given) and given.stride(1) < 2**31

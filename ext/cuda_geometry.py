@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 
 WARP = 32
 FOUR = 4  # neighbours that are moved at once
 CHECKPOINT = 16  # steps between the states that the backward pass starts from
-MOST_STATES = 64  # that one block takes on
 SHARED = 100 * 1024  # bytes a block takes at most where shorter tiles avoid it: two fit on a multiprocessor
 SHORTEST = 512  # steps of a segment that is cut to fill an idle GPU
 LONG = 4096  # steps of a segment that is cut for the sake of balance
@@ -81,7 +80,7 @@ class Geometry:
         return WARP * self.groups
 
 
-@lru_cache(maxsize=None)
+@cache
 def forward_geometry(kind: Kind) -> Geometry:
     """The forward kernel's (scan_forward.cu)."""
     # Beyond 16 states few warps with many states each: what a channel needs is read by fewer.
@@ -96,7 +95,7 @@ def forward_geometry(kind: Kind) -> Geometry:
     return _walking(kind, states, groups, 1 if states == 16 else 2, (32, 16, 8) if states < 16 else (16, 8), shared)
 
 
-@lru_cache(maxsize=None)
+@cache
 def states_geometry(kind: Kind, *, reverse: bool, checkpoint: bool, states: int) -> Geometry:
     """The kernel's that gives states alone (scan_states.cu), for `states` of them a thread."""
     groups = -(-kind.n // states)
@@ -109,7 +108,7 @@ def states_geometry(kind: Kind, *, reverse: bool, checkpoint: bool, states: int)
     return _walking(kind, states, groups, 4 if states < 8 else 2, (32, CHECKPOINT), shared, *options)
 
 
-@lru_cache(maxsize=None)
+@cache
 def backward_geometry(kind: Kind, *, lanes: int) -> Geometry:
     """The backward kernel's (scan_backward.cu), for `lanes` channels a thread."""
     states = _at_most(kind.n, (1, 1), (2, 2), (4, 16), (8, 64))
@@ -132,6 +131,11 @@ def backward_geometry(kind: Kind, *, lanes: int) -> Geometry:
         kind, states, groups, lanes, blocks, shared,
         ("STEPS", CHECKPOINT), ("CHECKPOINT", CHECKPOINT), ("PART", part), ("FINISH", finish),
     )  # fmt: skip
+
+
+def most_states(dtype: torch.dtype, shared: int) -> int:
+    """How many states one block takes on, on a GPU whose blocks may have `shared` bytes of shared memory."""
+    return 64 // (2 if dtype == torch.float64 else 1) // (2 if shared < 160 * 1024 else 1)
 
 
 def element(dtype: torch.dtype) -> tuple[str, int]:

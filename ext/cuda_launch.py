@@ -256,6 +256,12 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@functools.cache
+def shared_memory(device: torch.device) -> int:
+    """How many bytes of shared memory a block of a GPU may ask for."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
 def double_word(x: float | int) -> int:
     """The bits of a float64 as a signed 64-bit integer: how numbers travel in a kernel's argument."""
     return struct.unpack("q", struct.pack("d", x))[0]

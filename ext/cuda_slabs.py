@@ -1,19 +1,18 @@
 """A scan with more states than a block takes on: slabs of states one after the other, whose outputs add up."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .cuda_geometry import MOST_STATES
 from .reference import accumulation_dtype
 
 
-def forward(scan: Callable[..., Any], *arguments: Any) -> tuple[Tensor, Tensor]:
-    """`scan_forward` by slabs; y is summed in the accumulation dtype."""
+def forward(scan: Callable[..., Any], width: int, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """`scan_forward` by slabs of `width` states; y is summed in the accumulation dtype."""
     y, states = None, []
-    for slab, (given, options) in _slabs(arguments):
+    for _, given, options in _slabs(width, arguments):
         share, state = scan(*given, *options)
         y = share if y is None else y.add_(share)
         states.append(state)
@@ -21,10 +20,13 @@ def forward(scan: Callable[..., Any], *arguments: Any) -> tuple[Tensor, Tensor]:
     return y.to(arguments[0].dtype), torch.cat(states, -1)
 
 
-def backward(scan: Callable[..., Any], dy: Tensor, dfinal_state: Tensor, *arguments: Any) -> tuple[Tensor | None, ...]:
+def backward(
+    scan: Callable[..., Any], width: int, dy: Tensor, dfinal_state: Tensor, *arguments: Any
+) -> tuple[Tensor | None, ...]:
     """`scan_backward` by slabs: what belongs to states is joined, the rest added up in the accumulation dtype."""
     found = []
-    for slab, (given, options) in _slabs(arguments):
+    for slab, given, options in _slabs(width, arguments):
+        assert given[0] is not None
         found.append(scan(dy.to(given[0].dtype), dfinal_state[..., slab], *given, *options))
     grads = []
     for index, (given, parts) in enumerate(zip(arguments[:9], zip(*found, strict=True), strict=True)):
@@ -35,7 +37,7 @@ def backward(scan: Callable[..., Any], dy: Tensor, dfinal_state: Tensor, *argume
         else:
             # D is given to the first slab alone.
             shares = [part for part in parts if part is not None]
-            grads.append(sum(shares[1:], shares[0]).to(given.dtype))
+            grads.append(torch.stack(shares).sum(0).to(given.dtype))
     return tuple(grads)
 
 
@@ -44,14 +46,14 @@ _OF_STATES = (2, 3, 4, 8)
 _D = 5
 
 
-def _slabs(arguments: tuple[Any, ...]):  # noqa: ANN202
-    """Each slab's columns, and what its scan is given: everything in the accumulation dtype, D only once."""
-    u, delta, A, B, C, D, z, bias, state, cu_seqlens, *options = arguments
+def _slabs(width: int, arguments: tuple[Any, ...]) -> Iterator[tuple[slice, list[Tensor | None], tuple[Any, ...]]]:
+    """Each slab's columns and what its scan is given: everything in the accumulation dtype, D only once."""
+    u, delta, A, B, C, D, z, bias, state, *options = arguments
     real = accumulation_dtype(u.dtype)
     wide = [None if t is None else t.to(real) for t in (u, delta, A, B, C, D, z, bias, state)]
-    for first in range(0, A.shape[1], MOST_STATES):
-        slab = slice(first, first + MOST_STATES)
+    for first in range(0, A.shape[1], width):
+        slab = slice(first, first + width)
         given = [t[..., slab] if t is not None and index in _OF_STATES else t for index, t in enumerate(wide)]
         if first:
             given[_D] = None
-        yield slab, (given, (cu_seqlens, *options))
+        yield slab, given, tuple(options)

@@ -12,6 +12,7 @@ from mambalab.ext.backends import Backend
 
 # Few, so that work is split even at the sizes of tests.
 MULTIPROCESSORS = 4
+SHARED = 227 * 1024
 
 
 def _emulated(module: str, function: str) -> Callable[..., Any]:
@@ -19,7 +20,11 @@ def _emulated(module: str, function: str) -> Callable[..., Any]:
 
     def call(*arguments: Any) -> Any:
         launch = import_module("mambalab.ext.cuda_launch")
-        stand_ins = {"kernel": cuda_emulator.kernel, "multiprocessors": lambda device: MULTIPROCESSORS}
+        stand_ins = {
+            "kernel": cuda_emulator.kernel,
+            "multiprocessors": lambda device: MULTIPROCESSORS,
+            "shared_memory": lambda device: SHARED,
+        }
         with patch.multiple(launch, **stand_ins), _fresh_memory_is_nan():
             return getattr(import_module(f"mambalab.ext.{module}"), function)(*arguments)
 
