@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # Of the provenance, by content: what decides a number.
 DECIDING = ("digest", "versions", "device", "dtype", "backend", "kernel", "tokenizer", "data", "task_version", "asked")
 # Of the provenance: what may decide a number's last bits.
-ROUNDING = ("python", "cpu", "device_name", "threads")
+ROUNDING = ("python", "cpu", "device_name", "driver", "cuda", "nvrtc", "threads")
 # What the environment may say to the libraries that do arithmetic.
 ARITHMETIC = ("OMP_", "MKL_", "KMP_", "GOMP_", "ONEDNN_", "DNNL_", "ATEN_", "TORCH_", "CUBLAS_", "NVIDIA_", "NUMBA_")
 

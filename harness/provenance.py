@@ -27,6 +27,7 @@ DISTRIBUTIONS = (
     "datasets",
     "tokenizers",
     "numba",
+    "numba_cuda",
     "numpy",
     "safetensors",
 )
