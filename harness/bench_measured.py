@@ -71,7 +71,7 @@ class Measured:
         mine = 1e3 * self.times[OURS].median
         ratios = [f"{p.name} {1e3 * self.times[p.name].median / mine:.3g}x" for p in self.peers if p.name != OURS]
         parts = [f"{mine:.3g} ms", f"{mine / self.floor_ms:.3g}x the floor", *ratios]
-        return f"{self.shape} {self.metric}: {', '.join(parts)}"
+        return f"{' '.join(filter(None, (str(self.shape), self.shape.dtype, self.metric)))}: {', '.join(parts)}"
 
     def records(self, settings: Settings, origin: dict[str, Any]) -> Iterator[Record]:
         for peer in self.peers:

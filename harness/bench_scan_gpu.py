@@ -123,7 +123,7 @@ class MeasuredOnGpu(Measured):
         return max(1e3 * self.special_functions * self.exp2_seconds, self.bytes_ms)
 
     def floors(self) -> dict[str, Any]:
-        each = "2n+6, as b·d is so small that l has to be split" if self.split else "n+4"
+        each = "2n+6 (b·d is so small that l has to be split)" if self.split else "n+4"
         reason = f"timed call by call, as a CUDA graph can't hold it ({self.unreplayed})"
         rates = f"{1 / self.exp2_seconds:.3g}/s and {1e-12 / self.byte_seconds:.3g} TB/s at best in this run"
         return {

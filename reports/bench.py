@@ -99,8 +99,21 @@ def notes(records: Sequence[Record], ours: str = OURS) -> list[str]:
     made += [f"Inputs: {what}." for what in _distinct(records, "inputs_are")]
     if errors := _largest_errors(records):
         made.append(f"Checked before it was timed; largest relative error against float64: {', '.join(errors)}.")
-    reasons = [(peer, why, place(r)) for r in _with(records, "left_out") for peer, why in r.setting["left_out"].items()]
-    return made + [f"{peer} left out at {place}: {why}." for peer, why, place in sorted(reasons)]
+    return made + _left_out(records, place)
+
+
+def _left_out(records: Sequence[Record], place: Callable[[Record], str]) -> list[str]:
+    """Why each peer was not timed, and where; in one line where it is the same throughout."""
+    asked = [r for r in records if r.setting.get("left_out") is not None]
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for r in asked:
+        for peer, why in r.setting["left_out"].items():
+            reasons.setdefault((peer, why), []).append(place(r))
+    made = []
+    for (peer, why), places in sorted(reasons.items()):
+        throughout = len(asked) > 1 and len(places) == len(asked)
+        made += [f"{peer} left out{where}: {why}." for where in ([""] if throughout else [f" at {p}" for p in places])]
+    return made
 
 
 def _with(records: Sequence[Record], name: str) -> list[Record]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -101,6 +102,7 @@ def test_a_run_ends_in_records_and_a_table_with_rates_and_floors(monkeypatch, se
     assert {r.setting["checked"] for r in made} == {11, 4}
     assert made[0].provenance["dtype"] == "float32, bfloat16"
     assert len(said) == 4
+    assert said[-1].startswith("2,6,4,3 bfloat16 forward+backward, graph replay ms: ")
     frame = bench_table(made)
     assert list(frame["dtype"]) == ["float32"] * 2 + ["bfloat16"] * 2
     assert {"× torch loop", "Floor", "× floor", "GB/s", "Tops/s"} <= set(frame.columns)
@@ -234,6 +236,31 @@ def test_events_time_the_call_alone_after_the_cache_is_flushed(monkeypatch):
 
     assert timer(call, 3) == pytest.approx([2e-3] * 3)
     assert flushed == [True] * 3
+
+
+def test_a_call_is_captured_after_warm_ones_on_another_stream(monkeypatch):
+    done = []
+
+    class Stream:
+        def wait_stream(self, other):
+            done.append("wait")
+
+    class Graph:
+        def replay(self):
+            done.append("replay")
+
+    @contextmanager
+    def inside(what):
+        done.append(f"into {type(what).__name__}")
+        yield
+        done.append(f"out of {type(what).__name__}")
+
+    fakes = {"Stream": Stream, "current_stream": Stream, "CUDAGraph": Graph, "stream": inside, "graph": inside}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    bench_gpu.replayed(lambda: done.append("call"))()
+    warm = ["wait", "into Stream", *["call"] * bench_gpu.WARM, "out of Stream", "wait"]
+    assert done == [*warm, "into Graph", "call", "out of Graph", "replay"]
 
 
 BLOCKED = ("lm_eval", "datasets", "beartype", "transformers", "tokenizers", "accelerate", "mambapy", "matplotlib")
