@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types format clean kill-campaign bad-input-campaign
+.PHONY: demo test check lint types format clean kill-campaign bad-input-campaign sanitize
 
 demo: $(READY)
 	$(BIN)/mambalab demo
@@ -24,6 +24,12 @@ types: $(READY) build/ns/mambalab
 # 50 SIGKILLs and a handful of full disks; a few minutes on a quiet machine.
 kill-campaign: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/kill_campaign.py --kills 50 --seed 0 --out reports/results/kill-campaign
+
+# Needs an NVIDIA GPU and compute-sanitizer, which comes with the CUDA toolkit; racecheck takes minutes.
+SANITIZED ?= $(BIN)/python tests/sanitize_gpu.py
+sanitize:
+	compute-sanitizer --tool memcheck --error-exitcode 1 $(SANITIZED)
+	compute-sanitizer --tool racecheck --error-exitcode 1 $(SANITIZED)
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
