@@ -54,8 +54,8 @@ def packed_scan(row: Any, draw: Draw) -> list[Tensor]:
 
 def long_scan(row: Any, draw: Draw) -> list[Tensor]:
     """So few channels for its length that a GPU would idle, were the sequence not cut into three pieces at least."""
-    length, d, n = 400, 3, 2
-    u, delta, dy = draw(1, length, d), draw(1, length, d).abs() / 50, draw(1, length, d)
+    length, d, n = 1700, 3, 2
+    u, delta, dy = draw(1, length, d), draw(1, length, d).abs() / 500, draw(1, length, d)
     A, B, C = -draw(d, n).abs(), draw(1, length, n), draw(1, length, n)
     initial_state, dfinal_state = draw(1, d, n), draw(1, d, n)
     given = (u, delta, A, B, C, None, None, None, initial_state, None, False, "euler")

@@ -29,9 +29,9 @@ SCANS = {
     "more states than a block has": {"d": 5, "n": 100, "length": 3},
     "packed": {"b": 1, "d": 36, "n": 16, "length": 50, "bounds": (0, 17, 17, 49, 50)},
     "packed, bfloat16": {"b": 1, "d": 9, "n": 16, "length": 50, "bounds": (0, 17, 17, 49, 50), "dtype": SHORT},
-    "cut": {"b": 1, "d": 36, "n": 16, "length": 400},
-    "cut, odd": {"b": 1, "d": 5, "n": 3, "length": 401, "selective": "B", "dtype": SHORT},
-    "packed and cut": {"b": 1, "d": 5, "n": 4, "length": 803, "bounds": (0, 401, 803)},
+    "cut": {"b": 1, "d": 36, "n": 16, "length": 1700},
+    "cut, odd": {"b": 1, "d": 5, "n": 3, "length": 1701, "selective": "B", "dtype": SHORT},
+    "packed and cut": {"b": 1, "d": 5, "n": 4, "length": 3403, "bounds": (0, 1701, 3403)},
 }
 CONVS = {
     "plain": {"d": 36, "length": 35, "activation": "silu"},
