@@ -13,19 +13,22 @@ from mambalab.ext.backends import Backend
 # Few, so that work is split even at the sizes of tests.
 MULTIPROCESSORS = 4
 SHARED = 227 * 1024
+# Steps that are worth a piece of their own: few for the same reason.
+SHORTEST = 128
 
 
 def _emulated(module: str, function: str) -> Callable[..., Any]:
     """The named function of the CUDA backend, for tensors of the CPU; the memory that it allocates is NaN."""
 
     def call(*arguments: Any) -> Any:
-        launch = import_module("mambalab.ext.cuda_launch")
+        launch, scan = import_module("mambalab.ext.cuda_launch"), import_module("mambalab.ext.cuda")
         stand_ins = {
             "kernel": cuda_emulator.kernel,
             "multiprocessors": lambda device: MULTIPROCESSORS,
             "shared_memory": lambda device: SHARED,
         }
-        with patch.multiple(launch, **stand_ins), _fresh_memory_is_nan():
+        cut = patch.object(scan, "SHORTEST", SHORTEST)
+        with patch.multiple(launch, **stand_ins), cut, _fresh_memory_is_nan():
             return getattr(import_module(f"mambalab.ext.{module}"), function)(*arguments)
 
     return call

@@ -2,11 +2,12 @@
 
 from functools import partial
 
+import cuda_emulated_row
 import cuda_emulator
 import pytest
 from cuda_emulated_row import EMULATED
 from ext_cases import device_of, over, usable
-from mambalab.ext import backends, cuda_launch, nvrtc, prepare, self_test
+from mambalab.ext import backends, cuda_geometry, cuda_launch, nvrtc, prepare, self_test
 
 every_cuda = over([*(row for row in backends.BACKENDS if row.name == "cuda"), EMULATED])
 
@@ -43,6 +44,8 @@ def harmed(monkeypatch, tmp_path):
         monkeypatch.setattr(cuda_launch, "_kernels", {})
         changed = {source for source in folder.glob("*.cu") if name in (source.name, *included(source))}
         monkeypatch.setattr(cuda_emulator, "kernel", partial(emulated, changed))
+        # The self-test's long sequence has to be cut as a GPU would cut it.
+        monkeypatch.setattr(cuda_emulated_row, "SHORTEST", cuda_geometry.SHORTEST)
         monkeypatch.setattr(backends, "_picked", {})
         monkeypatch.setattr(backends, "_verdicts", {})
 
