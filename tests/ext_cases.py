@@ -101,7 +101,7 @@ def in_double(tensor: Tensor) -> Tensor:
     return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
 
 
-def bare_scan(name: str) -> Callable[..., Any]:
+def bare_scan(name: str | None) -> Callable[..., Any]:
     """The scan for tensors that are on the backend's device."""
     return partial(selective_scan, return_final_state=True, backend=name)
 

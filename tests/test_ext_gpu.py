@@ -206,6 +206,6 @@ def test_a_complex_A_goes_to_a_backend_that_takes_it(caplog, monkeypatch):
     monkeypatch.setattr(backends, "_picked", {})
     case = scan_case(complex_names=("A", "B"))
     with caplog.at_level(logging.INFO, "mambalab.ext"):
-        actual = case.on("cuda").run(bare_scan(""))
+        actual = case.on("cuda").run(bare_scan(None))
     assert_same({name: tensor.cpu() for name, tensor in actual.items()}, expected_scan(case), case.dtype)
     assert f"backend {rows[0].name} on cuda:0 for a complex A" in caplog.text
