@@ -121,12 +121,10 @@ def backward_geometry(kind: Kind, *, lanes: int) -> Geometry:
     # Of a chunk as it lies in memory: u, delta, dy and z, then B and C, in whole fours for every thread.
     fours = (4 if kind.gated else 3) * _fours(CHECKPOINT, width, threads) + 2 * _fours(CHECKPOINT, padded, threads)
     fours += 0 if kind.gated else 1
-    matrices = sum(1 if static else CHECKPOINT for static in (kind.static_B, kind.static_C)) * padded
     across = WARP * (part * selective * states + FOUR) if selective else FOUR
     sums = (3 + kind.zoh) * groups * finish * width
-    tile = 3 * CHECKPOINT * width + matrices
     shared = FOUR * kind.dtype.itemsize * fours * threads
-    shared += kind.real * (tile + sums + groups * across + states * lanes * threads + 2 * width + 2 * FOUR * threads)
+    shared += kind.real * (sums + groups * across + states * lanes * threads + 2 * width + 2 * FOUR * threads)
     return _geometry(
         kind, states, groups, lanes, blocks, shared,
         ("STEPS", CHECKPOINT), ("CHECKPOINT", CHECKPOINT), ("PART", part), ("FINISH", finish),

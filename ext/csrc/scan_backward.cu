@@ -40,8 +40,9 @@ struct Tile {
   Real B[STATIC_B ? 1 : STEPS][PADDED], C[STATIC_C ? 1 : STEPS][PADDED];
 };
 
+// What is written while a part is walked. The tile, which is read meanwhile, lies in memory of its own: the compiler then
+// knows that no write changes it, and reads ahead.
 struct Shared {
-  Tile tile;
   Real sum[SUMS][GROUPS][FINISH][CHANNELS];
   Real across[GROUPS][SELECTIVE ? WARP : 1][SELECTIVE ? PITCH : VECTOR];
   // A chunk as it lies in memory; a thread's fours and states lie in its own places.
@@ -111,8 +112,7 @@ struct Thread {
     }
   }
   // One step back over step t, which led from `before` to `after`.
-  __device__ __forceinline__ void retreat(Shared& shared, int t, const Lines& decay, const Lines& before, const Lines& after) {
-    const Tile& tile = shared.tile;
+  __device__ __forceinline__ void retreat(const Tile& tile, Shared& shared, int t, const Lines& decay, const Lines& before, const Lines& after) {
     const Lanes step = lanes(tile.step, t), input = lanes(tile.input, t), dy = lanes(tile.dy, t);
     Lanes sum[SUMS] = {};
     Pack<Real, STATES> terms_B = {}, terms_C = {};
@@ -195,7 +195,7 @@ struct Target {
 
 // Sums over n become the gradients of u, Δ and z, for those of a thread's fours that lie in the FINISH steps from `from` on
 // in the chunk that begins at t.
-__device__ __forceinline__ void finish(const Arguments& a, Shared& shared, const Target& target, long long t, int from, int left) {
+__device__ __forceinline__ void finish(const Arguments& a, const Tile& tile, Shared& shared, const Target& target, long long t, int from, int left) {
   using Channels = Dealt<CHANNELS>;
   const int column = Channels::column();
 #pragma unroll
@@ -208,7 +208,7 @@ __device__ __forceinline__ void finish(const Arguments& a, Shared& shared, const
 #pragma unroll
       for (int g = 0; g < GROUPS; ++g) sum[k] = plus(sum[k], *(const Four*)&shared.sum[k][g][step - from][column]);
     const Four D = *(const Four*)&shared.D[column], u = widen(shared.u[r][threadIdx.x]);
-    const Four dy = *(const Four*)&shared.tile.dy[step][column], delta = *(const Four*)&shared.tile.step[step][column];
+    const Four dy = *(const Four*)&tile.dy[step][column], delta = *(const Four*)&tile.step[step][column];
     Four du = plus(times(delta, sum[0]), times(D, dy)), ddelta;
     const Four raw = plus(widen(shared.delta[r][threadIdx.x]), *(const Four*)&shared.bias[column]);
 #pragma unroll
@@ -255,10 +255,9 @@ __device__ __forceinline__ void ask(const Arguments& a, const Place& place, Shar
 }
 
 // The chunk that has come, as the walk needs it.
-__device__ __forceinline__ void fill(Shared& shared, int left) {
+__device__ __forceinline__ void fill(Tile& tile, Shared& shared, int left) {
   using Channels = Dealt<CHANNELS>;
   using Matrices = Dealt<PADDED>;
-  Tile& tile = shared.tile;
   const Four bias = *(const Four*)&shared.bias[Channels::column()];
 #pragma unroll
   for (int r = 0; r < Matrices::COUNT; ++r) {
@@ -291,16 +290,16 @@ __device__ __forceinline__ void restore(const Arguments& a, const Place& place, 
 }
 
 // PART steps from `first` on, forward from what was kept, then back; the terms of dB and dC leave for memory.
-__device__ __forceinline__ void walk(const Arguments& a, const Place& place, Shared& shared, Thread& thread, const Lines& before, long long t, int first) {
+__device__ __forceinline__ void walk(const Arguments& a, const Place& place, const Tile& tile, Shared& shared, Thread& thread, const Lines& before, long long t, int first) {
   Lines decay[PART], h[PART + 1];
   h[0] = before;
 #pragma unroll
   for (int k = 0; k < PART; ++k) {
     h[k + 1] = h[k];
-    thread.advance(shared.tile, first + k, h[k + 1], decay[k]);
+    thread.advance(tile, first + k, h[k + 1], decay[k]);
   }
 #pragma unroll
-  for (int k = PART - 1; k >= 0; --k) thread.retreat(shared, first + k, decay[k], h[k], h[k + 1]);
+  for (int k = PART - 1; k >= 0; --k) thread.retreat(tile, shared, first + k, decay[k], h[k], h[k + 1]);
 #if !STATIC_B || !STATIC_C
   __syncwarp();
   const long long rows = a.in.bounds.data ? 1 : a.in.sequences;
@@ -337,6 +336,7 @@ __device__ __forceinline__ void parameters(const Arguments& a, const Place& plac
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(const Arguments a) {
   DYNAMIC_SHARED(bytes);
+  __shared__ Tile tile;
   Shared& shared = *(Shared*)bytes;
   const Inputs& in = a.in;
   const Place place(in, blockIdx.x);
@@ -363,22 +363,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
     Lines h, decay, kept[STEPS / PART];
     wait_for_copies();
     restore(a, place, shared, thread, t, h);
-    fill(shared, place.left(t));
+    fill(tile, shared, place.left(t));
     __syncthreads();
 #pragma unroll 1
     for (int first = 0; first < STEPS; first += PART) {
       kept[first / PART] = h;
       if (first + PART == STEPS) break;
 #pragma unroll
-      for (int k = 0; k < PART; ++k) thread.advance(shared.tile, first + k, h, decay);
+      for (int k = 0; k < PART; ++k) thread.advance(tile, first + k, h, decay);
     }
     const int left = place.left(t);
 #pragma unroll 1
     for (int from = STEPS - FINISH; from >= 0; from -= FINISH) {
 #pragma unroll 1
-      for (int first = from + FINISH - PART; first >= from; first -= PART) walk(a, place, shared, thread, kept[first / PART], t, first);
+      for (int first = from + FINISH - PART; first >= from; first -= PART) walk(a, place, tile, shared, thread, kept[first / PART], t, first);
       __syncthreads();
-      finish(a, shared, target, t, from, left);
+      finish(a, tile, shared, target, t, from, left);
       // The chunk before has the other blocks' walks to come.
       if (from == 0 && chunk) ask(a, place, shared, thread, t - STEPS);
       __syncthreads();
