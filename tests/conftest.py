@@ -19,6 +19,19 @@ if hooked:
 torch.set_num_threads(2)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", default="1/1", help="I/N: run the I-th of N parts, of tests that follow each other")
+
+
+# After -m and -k have chosen, for the parts are to be of one size.
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    part, parts = map(int, str(config.getoption("--part")).split("/"))
+    first, last = ((part - 1) * len(items) // parts, part * len(items) // parts)
+    config.hook.pytest_deselected(items=[*items[:first], *items[last:]])
+    items[:] = items[first:last]
+
+
 def pytest_report_header() -> list[str]:
     return [] if hooked else ["beartype is not installed: shapes are not checked from the signatures"]
 
