@@ -10,6 +10,8 @@ from command import mambalab
 from mambalab.ext import backends
 from mambalab.harness.lm import resolve_device
 
+GPU_ROWS = [row for row in backends.BACKENDS if row.device == "cuda"]
+
 
 @pytest.fixture
 def a_gpu(monkeypatch):
@@ -39,18 +41,35 @@ def test_a_gpu_with_a_backend_is_the_default(monkeypatch):
     assert resolve_device(None) == "cuda"
 
 
+def records(model, data, out, *options):
+    """What an evaluation of two documents a task records."""
+    assert mambalab("eval", model, "--data", data, "--limit", 2, "--out", out, *options).status == 0
+    (path,) = out.glob("*/records.jsonl")
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
 @pytest.mark.gpu
 def test_a_mamba_goes_to_the_gpu_that_is_there(places, tmp_path):
-    reasons = {row.name: row.missing() for row in backends.BACKENDS if row.device == "cuda"}
+    reasons = {row.name: row.missing() for row in GPU_ROWS}
     if None not in reasons.values():
         pytest.skip(str(reasons))
-    out = tmp_path / "out"
-    given = ("--data", places["data"], "--tasks", "piqa", "--limit", 2, "--out", out)
-    assert mambalab("eval", places["mamba"], *given).status == 0
-    (path,) = out.glob("*/records.jsonl")
-    ran = [json.loads(line)["provenance"] for line in path.read_text("utf-8").splitlines()]
+    ran = [record["provenance"] for record in records(places["mamba"], places["data"], tmp_path, "--tasks", "piqa")]
     best = next(name for name, reason in reasons.items() if reason is None)
-    assert {(provenance["device"].partition(":")[0], provenance["backend"]) for provenance in ran} == {("cuda", best)}
+    assert {(origin["device"].partition(":")[0], origin["backend"]) for origin in ran} == {("cuda", best)}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("row", GPU_ROWS, ids=lambda row: row.name)
+def test_a_gpu_backend_gives_the_numbers_of_the_cpu(places, tmp_path, row):
+    if reason := row.missing():
+        pytest.skip(f"{row.name}: {reason}")
+    settings = ("--dtype", "float32")
+    want = records(places["mamba"], places["data"], tmp_path / "cpu", "--device", "cpu", *settings)
+    there = ("--device", row.device, "--backend", row.name)
+    found = records(places["mamba"], places["data"], tmp_path / "gpu", *there, *settings)
+    assert {record["provenance"]["backend"] for record in found} == {row.name}
+    numbers = [{(r["task"], r["metric"]): r["value"] for r in made} for made in (found, want)]
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-4)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
