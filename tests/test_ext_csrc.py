@@ -14,7 +14,9 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 USUAL = Resources(registers=128, shared=16 * 1024, stack=0, spill_stores=0, spill_loads=0)
 LIMITS = {
     "scan_forward": USUAL._replace(registers=168),
-    "scan_backward": USUAL._replace(registers=168, stack=384, spill_stores=384, spill_loads=384),
+    "scan_states": USUAL._replace(registers=168, stack=64, spill_stores=64, spill_loads=64),
+    # The states between the parts of a chunk are kept on the stack.
+    "scan_backward": USUAL._replace(registers=255, stack=256, spill_stores=128, spill_loads=128),
 }
 
 pytestmark = pytest.mark.skipif(nvrtc.missing() is not None, reason=str(nvrtc.missing()))
