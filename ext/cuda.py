@@ -164,13 +164,15 @@ class _Call:
         """Into how many pieces each sequence is cut along l: one, unless blocks of whole sequences leave the GPU idle.
 
         A cut costs every decay a second time, but for the last piece's, so it has to fill what lies more than half
-        idle; where a sequence is cut at all, more pieces share the work out more evenly.
+        idle. Then the pieces are as many as fill the GPU one to four times over, whichever leaves the least of it idle.
         """
-        room = self._room(geometry) // max(1, self._blocks(geometry))
-        if room < 3:
-            return 1
+        blocks, room = max(1, self._blocks(geometry)), self._room(geometry)
         length = self.length // max(1, self.sequences) if self.packed else self.length
-        return max(1, min(room, length // SHORTEST), min(4 * room, length // LONG))
+        if room < 3 * blocks:
+            return 1
+        counts = [(turns * room // blocks, turns * room) for turns in range(1, 5)]
+        fit = [(pieces * blocks / places, -pieces) for pieces, places in counts if pieces * LONG <= length]
+        return -max(fit)[1] if fit else max(1, min(room // blocks, length // SHORTEST))
 
     def backward_geometry(self) -> Geometry:
         """With two channels a thread, which is less work, where that leaves blocks enough for the GPU."""

@@ -11,7 +11,7 @@ FOUR = 4  # neighbours that are moved at once
 CHECKPOINT = 16  # steps between the states that the backward pass starts from
 SHARED = 100 * 1024  # bytes a block takes at most where shorter tiles avoid it: two fit on a multiprocessor
 SHORTEST = 512  # steps of a segment that is cut to fill an idle GPU
-LONG = 4096  # steps of a segment that is cut for the sake of balance
+LONG = 2048  # steps of a segment that costs little beside its length
 ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 
 Defines = tuple[tuple[str, int], ...]

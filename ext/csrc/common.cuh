@@ -101,6 +101,9 @@ __device__ __forceinline__ void copy_async(T* shared, const T* global) {
                  : "memory");
 #endif
 }
+// What was read before is read anew behind it, instead of being held in registers.
+__device__ __forceinline__ void forget_memory() { asm volatile("" ::: "memory"); }
+
 __device__ __forceinline__ void wait_for_copies() {
 #ifndef MAMBALAB_EMULATED
   asm volatile("cp.async.wait_all;" ::: "memory");

@@ -298,6 +298,8 @@ __device__ __forceinline__ void walk(const Arguments& a, const Place& place, con
     h[k + 1] = h[k];
     thread.advance(tile, first + k, h[k + 1], decay[k]);
   }
+  // Two channels a thread leave no registers to hold what the way forward has read: it is read again.
+  if (LANES > 1) forget_memory();
 #pragma unroll
   for (int k = PART - 1; k >= 0; --k) thread.retreat(tile, shared, first + k, decay[k], h[k], h[k + 1]);
 #if !STATIC_B || !STATIC_C
