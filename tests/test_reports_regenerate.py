@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,13 @@ def test_text_without_tables_is_left_alone(tmp_path, text):
     page.write_text(text)
     main([str(page)])
     assert page.read_text() == text
+
+
+def test_the_six_tasks_came_out_the_same_on_every_backend():
+    tables = re.findall(
+        r"<!-- table from (\S+) -->(.*?)<!-- end -->",
+        (RESULTS / "zero-shot-h200" / "table.md").read_text("utf-8"),
+        re.S,
+    )
+    assert [name for name, _ in tables] == ["cuda", "numba-cuda", "cpu"]
+    assert len({table for _, table in tables}) == 1
