@@ -14,7 +14,7 @@ every_cuda = over([*(row for row in backends.BACKENDS if row.name == "cuda"), EM
 # What is replaced, by what, and which questions run the kernel.
 HARMS = {
     "scan_forward.cu": ("exp2_of(", "(Real)1.001 * exp2_of(", "scan"),
-    "scan_backward.cu": ("exp2_of(", "(Real)1.001 * exp2_of(", "scan"),
+    "scan_backward.cuh": ("exp2_of(", "(Real)1.001 * exp2_of(", "scan"),
     "scan_states.cu": ("exp2_of(", "(Real)1.001 * exp2_of(", "scan"),
     "scan_carry.cu": ("exp2_of(", "(Real)1.01 * exp2_of(", "long_scan"),
     "scan_sum.cu": ("sum += ", "sum += (Real)1.001 * ", "scan"),

@@ -96,9 +96,10 @@ __device__ __forceinline__ void copy_async(T* shared, const T* global) {
   constexpr int BYTES = sizeof(T) < 16 ? sizeof(T) : 16;
 #pragma unroll
   for (int at = 0; at < sizeof(T); at += BYTES)
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"((unsigned)__cvta_generic_to_shared((char*)shared + at)),
-                 "l"((const char*)global + at), "n"(BYTES)
-                 : "memory");
+    asm volatile(
+        "cp.async.ca.shared.global [%0], [%1], %2;" ::"r"((unsigned)__cvta_generic_to_shared((char*)shared + at)),
+        "l"((const char*)global + at), "n"(BYTES)
+        : "memory");
 #endif
 }
 // What was read before is read anew behind it, instead of being held in registers.
@@ -125,7 +126,8 @@ __device__ __forceinline__ Element narrow(Real x) { return x; }
 __device__ __forceinline__ Pack<Real, 4> widen(const Pack<Element, 4>& narrow) {
 #if ELEMENT == 1
   const uint2 bits = *(const uint2*)&narrow;
-  return {__uint_as_float(bits.x << 16), __uint_as_float(bits.x & 0xffff0000u), __uint_as_float(bits.y << 16), __uint_as_float(bits.y & 0xffff0000u)};
+  return {__uint_as_float(bits.x << 16), __uint_as_float(bits.x & 0xffff0000u), __uint_as_float(bits.y << 16),
+          __uint_as_float(bits.y & 0xffff0000u)};
 #else
   return {widen(narrow.at[0]), widen(narrow.at[1]), widen(narrow.at[2]), widen(narrow.at[3])};
 #endif
@@ -179,9 +181,9 @@ __device__ __forceinline__ float softplus(float x) {
                      -0.21004866063594818f, 0.10122225433588028f, -0.023869140073657036f};
   constexpr int DEGREE = 5;
 #else
-  const float c[] = {0.9999999403953552f,   -0.4999949336051941f, 0.3331909775733948f,
-                     -0.2484298199415207f,  0.19106005132198334f, -0.13663242757320404f,
-                     0.07822591066360474f,  -0.029505213722586632f, 0.0052326880395412445f};
+  const float c[] = {0.9999999403953552f,  -0.4999949336051941f,   0.3331909775733948f,
+                     -0.2484298199415207f, 0.19106005132198334f,   -0.13663242757320404f,
+                     0.07822591066360474f, -0.029505213722586632f, 0.0052326880395412445f};
   constexpr int DEGREE = 8;
 #endif
   float p = c[DEGREE];

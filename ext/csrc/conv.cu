@@ -5,7 +5,7 @@
 // PACKED says whether there are bounds of sequences.
 #include "conv_tile.cuh"
 
-constexpr int RUNS = 8;   // of a block, a warp each
+constexpr int RUNS = 8;  // of a block, a warp each
 constexpr int THREADS = WARP * RUNS;
 constexpr int STEPS = ALIGNED && 4 * COLUMNS * sizeof(Element) <= 32 ? 4 : 2;  // of a run that are taken together
 constexpr int PAST = K - 1;
@@ -19,9 +19,9 @@ constexpr int BLOCKS = 3;
 #endif
 
 struct Inputs {
-  Tensor<const Element> x;             // (b l d)
-  Tensor<const void> weight, bias;     // (d k), (d)
-  Tensor<const Element> initial;       // (s k-1 d)
+  Tensor<const Element> x;          // (b l d)
+  Tensor<const void> weight, bias;  // (d k), (d)
+  Tensor<const Element> initial;    // (s k-1 d)
   Tensor<const int> bounds;
   long long sequences, length, channels, run, walks;  // steps of a run, blocks that walk
 };
@@ -71,14 +71,17 @@ __device__ __forceinline__ Sequence sequence_at(const Inputs& in, long long row,
   long long low = 0, high = in.sequences - 1;
   while (low < high) {
     const long long middle = (low + high + 1) / 2;
-    if (*in.bounds.row(middle) <= t) low = middle;
-    else high = middle - 1;
+    if (*in.bounds.row(middle) <= t)
+      low = middle;
+    else
+      high = middle - 1;
   }
   return sequence(in, low);
 }
 
 // Input t of a sequence; the state holds those before its first, and zeros are there without one.
-__device__ __forceinline__ Narrow input(const Inputs& in, const Sequence& s, long long row, long long t, long long d, int columns) {
+__device__ __forceinline__ Narrow input(const Inputs& in, const Sequence& s, long long row, long long t, long long d,
+                                        int columns) {
   if (t >= s.begin) return fetch(in.x.at(row, t, d), in.x.stride[2], columns);
   if (!in.initial.data) return {};
   return fetch(in.initial.at(s.index, PAST + t - s.begin, d), in.initial.stride[2], columns);
@@ -92,8 +95,10 @@ struct Chunk {
   __device__ __forceinline__ void load(const Element*& from, const long long* stride, int steps, int columns) {
 #pragma unroll
     for (int i = 0; i < STEPS; ++i) {
-      if (WHOLE || i < steps) step[i] = fetch(from, stride[2], columns);
-      else step[i] = {};
+      if (WHOLE || i < steps)
+        step[i] = fetch(from, stride[2], columns);
+      else
+        step[i] = {};
       from += stride[1];
     }
   }
@@ -109,7 +114,8 @@ struct Window {
   }
 };
 
-__device__ __forceinline__ void before(Window& x, const Inputs& in, const Place& place, const Sequence& s, long long t) {
+__device__ __forceinline__ void before(Window& x, const Inputs& in, const Place& place, const Sequence& s,
+                                       long long t) {
 #pragma unroll UNROLLED
   for (int j = 0; j < PAST; ++j) x.at[j] = widen(input(in, s, place.row, t - PAST + j, place.channel, place.columns));
 }
@@ -137,7 +143,8 @@ struct Walk {
 };
 
 // Steps t to stop, all of one sequence.
-__device__ __forceinline__ void walk(const ForwardArguments& a, const Place& place, const Sequence& s, const Taps& taps, long long t, long long stop) {
+__device__ __forceinline__ void walk(const ForwardArguments& a, const Place& place, const Sequence& s, const Taps& taps,
+                                     long long t, long long stop) {
   Walk walk;
   int left = (int)(stop - t);
   before(walk.x, a.in, place, s, t);
@@ -158,7 +165,8 @@ __device__ __forceinline__ void keep_last(const ForwardArguments& a, long long i
   const Sequence s = sequence(in, index / groups);
   const int columns = in.channels - d < COLUMNS ? (int)(in.channels - d) : COLUMNS;
   for (int j = 0; j < PAST; ++j)
-    keep(a.final_state + (s.index * PAST + j) * in.channels + d, input(in, s, PACKED ? 0 : s.index, s.end - PAST + j, d, columns), columns);
+    keep(a.final_state + (s.index * PAST + j) * in.channels + d,
+         input(in, s, PACKED ? 0 : s.index, s.end - PAST + j, d, columns), columns);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) conv_forward(const ForwardArguments a) {
@@ -204,14 +212,15 @@ __device__ __forceinline__ void add(Sums& sums, const Wide& grad, const Wide* wi
 struct Retreat {
   Window x, grads;
   const Element *x_from, *dy_from;
-  Element* to;                // of the step's target
-  int count, inside;          // of the run; steps from its first that there are in the sequence
-  const Element* dfinal;      // of the sequence
-  Element* dinitial;          // 0 where it is not wanted, or the run is not the sequence's first
+  Element* to;            // of the step's target
+  int count, inside;      // of the run; steps from its first that there are in the sequence
+  const Element* dfinal;  // of the sequence
+  Element* dinitial;      // 0 where it is not wanted, or the run is not the sequence's first
 
   // Steps e to e + STEPS; where WHOLE, these and their targets all lie inside the run.
   template <bool WHOLE>
-  __device__ __forceinline__ void advance(const BackwardArguments& a, const Taps& taps, Sums& sums, int e, int columns) {
+  __device__ __forceinline__ void advance(const BackwardArguments& a, const Taps& taps, Sums& sums, int e,
+                                          int columns) {
     Chunk inputs, dy;
     inputs.load<WHOLE>(x_from, a.in.x.stride, inside - e, columns);
     dy.load<WHOLE>(dy_from, a.dy.stride, inside - e, columns);
@@ -227,7 +236,8 @@ struct Retreat {
       const int target = e + i - PAST;
       if (!WHOLE && (target >= count || (target < 0 && !dinitial))) continue;
       Wide sum = {};
-      if (!WHOLE && e + i >= inside) sum = widen(fetch(dfinal + (e + i - inside) * a.dfinal.stride[1], a.dfinal.stride[2], columns));
+      if (!WHOLE && e + i >= inside)
+        sum = widen(fetch(dfinal + (e + i - inside) * a.dfinal.stride[1], a.dfinal.stride[2], columns));
 #pragma unroll UNROLLED
       for (int j = 0; j < K; ++j)
 #pragma unroll
@@ -240,7 +250,8 @@ struct Retreat {
 };
 
 // Steps t to stop, all of one sequence.
-__device__ __forceinline__ void retreat(const BackwardArguments& a, const Place& place, const Sequence& s, const Taps& taps, long long t, long long stop, Sums& sums) {
+__device__ __forceinline__ void retreat(const BackwardArguments& a, const Place& place, const Sequence& s,
+                                        const Taps& taps, long long t, long long stop, Sums& sums) {
   const Inputs& in = a.in;
   Retreat back;
   before(back.x, in, place, s, t);
@@ -269,7 +280,8 @@ __device__ __forceinline__ void hand_back(const BackwardArguments& a, long long 
   const Sequence s = sequence(in, index / groups);
   const int columns = in.channels - d < COLUMNS ? (int)(in.channels - d) : COLUMNS;
   for (int j = 0; j < PAST && s.begin == s.end; ++j)
-    keep(a.dinitial + (s.index * PAST + j) * in.channels + d, fetch(a.dfinal.at(s.index, j, d), a.dfinal.stride[2], columns), columns);
+    keep(a.dinitial + (s.index * PAST + j) * in.channels + d,
+         fetch(a.dfinal.at(s.index, j, d), a.dfinal.stride[2], columns), columns);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_backward(const BackwardArguments a) {

@@ -48,7 +48,8 @@ __device__ __forceinline__ Real widened(const Parameter& x) {
 struct Taps {
   Wide weight[K], bias;
 
-  __device__ __forceinline__ void load(const Tensor<const void>& weights, const Tensor<const void>& biases, long long d, int columns) {
+  __device__ __forceinline__ void load(const Tensor<const void>& weights, const Tensor<const void>& biases, long long d,
+                                       int columns) {
     const Parameter* const first = (const Parameter*)weights.data + d * weights.stride[0];
 #pragma unroll UNROLLED
     for (int j = 0; j < K; ++j) {
@@ -64,7 +65,8 @@ struct Taps {
     }
 #pragma unroll
     for (int c = 0; c < COLUMNS; ++c)
-      bias.at[c] = biases.data && c < columns ? widened(((const Parameter*)biases.data)[(d + c) * biases.stride[0]]) : 0;
+      bias.at[c] =
+          biases.data && c < columns ? widened(((const Parameter*)biases.data)[(d + c) * biases.stride[0]]) : 0;
   }
   // The value before the activation of a step whose last K inputs the window holds.
   __device__ __forceinline__ Wide filter(const Wide* window) const {

@@ -55,7 +55,7 @@ struct BackwardArguments {
   Tensor<const Input::Kept> x;
   Tensor<const Output::Kept> weight;
   Input::Kept* dx;
-  Real* partial;  // (blocks, m): each block's share of the gradient of the weight
+  Real* partial;                   // (blocks, m): each block's share of the gradient of the weight
   long long rows, columns, share;  // rows of a block
   double epsilon;
 };
@@ -159,7 +159,8 @@ struct Sums {
 };
 
 // With w dy = g and 1 / rms(x) = s, dx = s g - s^3 x Σ(g x) / m, and dweight = Σ s dy x.
-__device__ __forceinline__ void back(const BackwardArguments& a, long long row, bool inside, Pack<Real, 2>* share, Sums& sums) {
+__device__ __forceinline__ void back(const BackwardArguments& a, long long row, bool inside, Pack<Real, 2>* share,
+                                     Sums& sums) {
   Row<Input> x, dx;
   Row<Output> dy, weight;
   x.load(a.x.row(row), a.x.stride[1], inside ? a.columns : 0);

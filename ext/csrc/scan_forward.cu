@@ -39,12 +39,18 @@ struct Mover {
   Element* y;  // the thread's first four of the tile before the one that is walked
 
   __device__ __forceinline__ Mover(const Arguments& a, const Place& place)
-      : columns(place.columns(a.in) - Channels::column()), width(a.in.channels),
-        bias(per_channel(a.in.bias, place.channel + Channels::column(), width)), D(per_channel(a.in.D, place.channel + Channels::column(), width)),
-        u(rows_of(a.in.u, a.in, place, place.part.begin)), delta(rows_of(a.in.delta, a.in, place, place.part.begin)),
-        u_before(u), z_before(rows_of(a.in.z, a.in, place, place.part.begin)),
-        B(columns_of(a.in.B, a.in, place, place.part.begin)), C(columns_of(a.in.C, a.in, place, place.part.begin)) {
-    y = a.y + (place.row * a.in.length + place.part.begin - STEPS + Channels::step(0)) * width + place.channel + Channels::column();
+      : columns(place.columns(a.in) - Channels::column()),
+        width(a.in.channels),
+        bias(per_channel(a.in.bias, place.channel + Channels::column(), width)),
+        D(per_channel(a.in.D, place.channel + Channels::column(), width)),
+        u(rows_of(a.in.u, a.in, place, place.part.begin)),
+        delta(rows_of(a.in.delta, a.in, place, place.part.begin)),
+        u_before(u),
+        z_before(rows_of(a.in.z, a.in, place, place.part.begin)),
+        B(columns_of(a.in.B, a.in, place, place.part.begin)),
+        C(columns_of(a.in.C, a.in, place, place.part.begin)) {
+    y = a.y + (place.row * a.in.length + place.part.begin - STEPS + Channels::step(0)) * width + place.channel +
+        Channels::column();
   }
   __device__ __forceinline__ void load_rows(int r, int left) {
     raw_u[r] = u.load(r, left);
@@ -190,7 +196,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(const
       if (w + 1 < WALKS) next.load(shared.tile[k], (w + 1) * UNROLL, B, C);
       walk(operands, &shared.partial[k][group][w * UNROLL], A, h);
 #pragma unroll
-      for (int piece = w * mover.PIECES / WALKS; piece < (w + 1) * mover.PIECES / WALKS; ++piece) mover.move(piece, shared, k, left, t == begin);
+      for (int piece = w * mover.PIECES / WALKS; piece < (w + 1) * mover.PIECES / WALKS; ++piece)
+        mover.move(piece, shared, k, left, t == begin);
     }
     mover.advance();
     // Behind the one barrier of a tile its sums are whole, and the next tile is ready to be walked.

@@ -42,8 +42,10 @@ struct Mover {
 
   __device__ __forceinline__ Mover(const Arguments& a, const Place& place, long long t)
       : bias(per_channel(a.in.bias, place.channel + Channels::column(), a.in.channels)),
-        x(rows_of(REVERSE ? a.dy : a.in.u, a.in, place, t)), delta(rows_of(a.in.delta, a.in, place, t)),
-        z(rows_of(a.in.z, a.in, place, t)), input(columns_of(REVERSE ? a.in.C : a.in.B, a.in, place, t)) {}
+        x(rows_of(REVERSE ? a.dy : a.in.u, a.in, place, t)),
+        delta(rows_of(a.in.delta, a.in, place, t)),
+        z(rows_of(a.in.z, a.in, place, t)),
+        input(columns_of(REVERSE ? a.in.C : a.in.B, a.in, place, t)) {}
 
   __device__ __forceinline__ void load_rows(int r, int left) {
     raw_delta[r] = delta.load(r, left);
@@ -119,7 +121,8 @@ __device__ __forceinline__ void walk(const Operands& given, const States& A, Sta
 
 #if CHECKPOINT
 // The state before step t, and the sum of Δ since the segment began.
-__device__ __forceinline__ void keep(const Arguments& a, const Place& place, long long t, long long d, int group, const States& h, Real sum) {
+__device__ __forceinline__ void keep(const Arguments& a, const Place& place, long long t, long long d, int group,
+                                     const States& h, Real sum) {
   if (t >= place.part.end || d >= a.in.channels) return;
   const long long slot = checkpoint_slot(a.in, place, t);
   *(Pack<Real, STATES>*)&a.checkpoints[((slot * GROUPS + group) * a.in.channels + d) * STATES] = h;
@@ -152,7 +155,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_states(const 
   Mover mover(a, place, tile_begin(0));
   mover.load(place.left(tile_begin(0)));
 #pragma unroll
-  for (int piece = 0; piece < mover.PIECES; ++piece) mover.move(piece, shared.tile[0], place.left(tile_begin(0)), place.left(tile_begin(1)));
+  for (int piece = 0; piece < mover.PIECES; ++piece)
+    mover.move(piece, shared.tile[0], place.left(tile_begin(0)), place.left(tile_begin(1)));
   for (long long m = 0; m < tiles; ++m) {
     __syncthreads();
     constexpr int WALKS = STEPS / UNROLL;

@@ -6,21 +6,22 @@
 constexpr int SLICES = 8;
 
 struct Result {
-  void* data;        // 0 where it is not wanted
-  long long count;   // of its numbers
+  void* data;       // 0 where it is not wanted
+  long long count;  // of its numbers
 };
 
 struct Arguments {
-  const Real* matrices;           // (blocks, b·l, selective, padded)
-  Element *dB, *dC;               // (b l n) where selective
+  const Real* matrices;  // (blocks, b·l, selective, padded)
+  Element *dB, *dC;      // (b l n) where selective
   long long blocks, rows, n, padded;
-  const Real* parameters;         // (segments, [dA dB dC dD dbias])
+  const Real* parameters;  // (segments, [dA dB dC dD dbias])
   Real *dA, *dB_static, *dC_static, *dD, *dbias;
   long long segments, channels;
 };
 
 // Many terms of few results: the slices share them out.
-__device__ __forceinline__ Real total(const Real* terms, long long count, long long apart, bool mine, Real (*share)[WARP]) {
+__device__ __forceinline__ Real total(const Real* terms, long long count, long long apart, bool mine,
+                                      Real (*share)[WARP]) {
   const int slice = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   Real sum = 0;
   if (mine)
@@ -45,7 +46,7 @@ __device__ __forceinline__ void sum_matrices(const Arguments& a, long long selec
   if (n < a.n) (a.dB && kind == 0 ? a.dB : a.dC)[row * a.n + n] = narrow(sum);
 }
 
-extern "C" __global__ void __launch_bounds__(WARP * SLICES) scan_sum(const Arguments a) {
+extern "C" __global__ void __launch_bounds__(WARP* SLICES) scan_sum(const Arguments a) {
   __shared__ Real share[SLICES][WARP];
   const long long selective = (a.dB ? 1 : 0) + (a.dC ? 1 : 0), threads = WARP * SLICES;
   const long long matrix_blocks = (a.rows * selective * a.padded + threads - 1) / threads;
@@ -54,8 +55,11 @@ extern "C" __global__ void __launch_bounds__(WARP * SLICES) scan_sum(const Argum
     return;
   }
   const long long count = a.channels * a.n;
-  const Result results[] = {{a.dA, count}, {a.dB_static, a.dB_static ? count : 0}, {a.dC_static, a.dC_static ? count : 0},
-                            {a.dD, a.channels}, {a.dbias, a.channels}};
+  const Result results[] = {{a.dA, count},
+                            {a.dB_static, a.dB_static ? count : 0},
+                            {a.dC_static, a.dC_static ? count : 0},
+                            {a.dD, a.channels},
+                            {a.dbias, a.channels}};
   long long all = 0;
   for (const Result& result : results) all += result.count;
   long long index = (blockIdx.x - matrix_blocks) * WARP + threadIdx.x % WARP;

@@ -79,7 +79,8 @@ __device__ __forceinline__ Four times(const Four& x, const Four& y) {
 }
 
 __device__ __forceinline__ Four silu(const Four& x) {
-  return {x.at[0] * sigmoid(x.at[0]), x.at[1] * sigmoid(x.at[1]), x.at[2] * sigmoid(x.at[2]), x.at[3] * sigmoid(x.at[3])};
+  return {x.at[0] * sigmoid(x.at[0]), x.at[1] * sigmoid(x.at[1]), x.at[2] * sigmoid(x.at[2]),
+          x.at[3] * sigmoid(x.at[3])};
 }
 
 // A four as it lies in memory. Elements of 16 bits are held in two words: by halves they would cost an instruction each.
@@ -91,9 +92,11 @@ struct alignas(8) Raw {
 };
 __device__ __forceinline__ Four widen(const Raw& raw) {
 #if ELEMENT == 1
-  return {__uint_as_float(raw.word[0] << 16), __uint_as_float(raw.word[0] & 0xffff0000u), __uint_as_float(raw.word[1] << 16), __uint_as_float(raw.word[1] & 0xffff0000u)};
+  return {__uint_as_float(raw.word[0] << 16), __uint_as_float(raw.word[0] & 0xffff0000u),
+          __uint_as_float(raw.word[1] << 16), __uint_as_float(raw.word[1] & 0xffff0000u)};
 #else
-  return {half_value(raw.word[0] & 0xffff), half_value(raw.word[0] >> 16), half_value(raw.word[1] & 0xffff), half_value(raw.word[1] >> 16)};
+  return {half_value(raw.word[0] & 0xffff), half_value(raw.word[0] >> 16), half_value(raw.word[1] & 0xffff),
+          half_value(raw.word[1] >> 16)};
 #endif
 }
 #else
@@ -148,9 +151,13 @@ struct Stream : Dealt<COLUMNS, ROWS> {
       : along_l(stride[1]), along_columns(ALIGNED ? 1 : stride[2]), columns(width - this->column()) {
     from = data + this->column() * along_columns + steps(this->step(0));
   }
-  __device__ __forceinline__ long long steps(int count) const { return ALIGNED ? (long long)count * (int)along_l : count * along_l; }
+  __device__ __forceinline__ long long steps(int count) const {
+    return ALIGNED ? (long long)count * (int)along_l : count * along_l;
+  }
   __device__ __forceinline__ void advance(int count) { from += steps(count); }
-  __device__ __forceinline__ bool inside(int r, int left) const { return this->mine(r) && this->step(r) < left && columns > 0; }
+  __device__ __forceinline__ bool inside(int r, int left) const {
+    return this->mine(r) && this->step(r) < left && columns > 0;
+  }
 
   // Four r of a tile of which `left` steps are there; zeros elsewhere.
   __device__ __forceinline__ Raw load(int r, int left) const {
@@ -178,12 +185,15 @@ struct Stream : Dealt<COLUMNS, ROWS> {
 typedef Stream<CHANNELS> Rows;
 typedef Stream<PADDED> Columns;
 
-__device__ __forceinline__ Rows rows_of(const Tensor<const Element>& tensor, const Inputs& in, const Place& place, long long t) {
+__device__ __forceinline__ Rows rows_of(const Tensor<const Element>& tensor, const Inputs& in, const Place& place,
+                                        long long t) {
   return Rows(tensor.at(place.row, t, place.channel), tensor.stride, place.columns(in));
 }
 // Selective B or C: elements, for only a static one is in Real.
-__device__ __forceinline__ Columns columns_of(const Tensor<const void>& matrix, const Inputs& in, const Place& place, long long t) {
-  return Columns((const Element*)matrix.data + place.row * matrix.stride[0] + t * matrix.stride[1], matrix.stride, (int)in.n);
+__device__ __forceinline__ Columns columns_of(const Tensor<const void>& matrix, const Inputs& in, const Place& place,
+                                              long long t) {
+  return Columns((const Element*)matrix.data + place.row * matrix.stride[0] + t * matrix.stride[1], matrix.stride,
+                 (int)in.n);
 }
 
 // Four numbers of a row of a contiguous (b l d) result.
@@ -205,7 +215,8 @@ struct States : Pack<Real, STATES> {
     for (int i = 0; i < STATES; ++i) at[i] = 0;
   }
   // From a tensor (rows d n); a (d n) one has rows of stride 0 behind its other two.
-  __device__ __forceinline__ void load(const void* data, long long step_d, long long step_n, long long d, int n0, const Inputs& in) {
+  __device__ __forceinline__ void load(const void* data, long long step_d, long long step_n, long long d, int n0,
+                                       const Inputs& in) {
 #pragma unroll
     for (int i = 0; i < STATES; ++i)
       at[i] = d < in.channels && n0 + i < in.n ? ((const Real*)data)[d * step_d + (n0 + i) * step_n] : (Real)0;
@@ -213,7 +224,8 @@ struct States : Pack<Real, STATES> {
   __device__ __forceinline__ void load(const Tensor<const void>& matrix, long long d, int n0, const Inputs& in) {
     load(matrix.data, matrix.stride[0], matrix.stride[1], d, n0, in);
   }
-  __device__ __forceinline__ void load_row(const Tensor<const void>& state, long long row, long long d, int n0, const Inputs& in) {
+  __device__ __forceinline__ void load_row(const Tensor<const void>& state, long long row, long long d, int n0,
+                                           const Inputs& in) {
     load((const Real*)state.data + row * state.stride[0], state.stride[1], state.stride[2], d, n0, in);
   }
   // To a contiguous (… d n) tensor, at its row `row`.

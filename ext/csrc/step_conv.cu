@@ -78,7 +78,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) step_project(const Project
   for (int f = 0; f < FOURS; ++f) {
     const long long d = first + (f * WARP + lane) * COLUMNS;
     matrix[f] = {};
-    if (target < a.outputs && d < conv.channels) matrix[f] = fetch(a.matrix.at(target, d, 0), a.matrix.stride[1], columns_from(conv, d));
+    if (target < a.outputs && d < conv.channels)
+      matrix[f] = fetch(a.matrix.at(target, d, 0), a.matrix.stride[1], columns_from(conv, d));
   }
   for (int index = threadIdx.x; index < conv.rows * (SLICE / COLUMNS); index += THREADS) {
     const long long row = index / (SLICE / COLUMNS), d = first + index % (SLICE / COLUMNS) * COLUMNS;

@@ -13,10 +13,10 @@ typedef Pack<Real, FOUR> Four;
 typedef Pack<Element, FOUR> Short;
 
 struct Inputs {
-  Tensor<const Element> u, z;      // (b d)
-  Tensor<const Real> A, D, bias;   // (d n), (d), (d)
-  Tensor<Real> state;              // (b d n)
-  Element* y;                      // (b d)
+  Tensor<const Element> u, z;     // (b d)
+  Tensor<const Real> A, D, bias;  // (d n), (d), (d)
+  Tensor<Real> state;             // (b d n)
+  Element* y;                     // (b d)
   long long rows, channels, n, with_softplus;
 };
 
@@ -88,7 +88,8 @@ struct States {
 // The step itself: delta is what the projection gave, B(n) and C(n) are numbers of this row or channel. All threads of the
 // warp come here together.
 template <class InFunction, class OutFunction>
-__device__ __forceinline__ void advance(const Inputs& in, const Place& place, States states, Real delta, const InFunction& B, const OutFunction& C) {
+__device__ __forceinline__ void advance(const Inputs& in, const Place& place, States states, Real delta,
+                                        const InFunction& B, const OutFunction& C) {
   const Real step = in.with_softplus ? softplus(delta + place.bias) : delta + place.bias;
   Real y = 0;
   for (long long n = place.part * FOUR; n < in.n && place.inside; n += PARTS * FOUR) {
@@ -110,7 +111,8 @@ __device__ __forceinline__ void advance(const Inputs& in, const Place& place, St
   in.y[place.row * in.channels + place.d] = narrow(y);
 }
 
-__device__ __forceinline__ Real element(const Tensor<const void>& matrix, bool is_static, const Place& place, long long n) {
+__device__ __forceinline__ Real element(const Tensor<const void>& matrix, bool is_static, const Place& place,
+                                        long long n) {
   if (is_static) return ((const Real*)matrix.data)[place.d * matrix.stride[0] + n * matrix.stride[1]];
   return widen(((const Element*)matrix.data)[place.row * matrix.stride[0] + n * matrix.stride[1]]);
 }
@@ -159,7 +161,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) step_finish(const FinishAr
   DYNAMIC_SHARED(bytes);
   const Inputs& in = a.in;
   const long long outputs = a.rank + 2 * in.n;
-  Real* const low = (Real*)bytes;                          // (r + n + n)
+  Real* const low = (Real*)bytes;                                              // (r + n + n)
   Element* const rows = (Element*)(low + (outputs + FOUR - 1) / FOUR * FOUR);  // (CHANNELS, r)
   const Place place(in);
   const long long first = place.d - threadIdx.x / PARTS;
@@ -170,7 +172,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) step_finish(const FinishAr
   const long long back = threadIdx.x / CHANNELS, channel = first + threadIdx.x % CHANNELS;
   const bool moves = back < a.past && channel < in.channels;
   Element moved = {};
-  if (moves) moved = back + 1 < a.past ? *a.conv_state.at(place.row, back + 1, channel) : *a.x.at(place.row, channel, 0);
+  if (moves)
+    moved = back + 1 < a.past ? *a.conv_state.at(place.row, back + 1, channel) : *a.x.at(place.row, channel, 0);
   for (long long j = threadIdx.x; j < outputs; j += THREADS) {
     const Real* const parts = a.partial + place.row * a.slices * outputs + j;
     Real sum = 0;

@@ -16,12 +16,12 @@ __device__ __forceinline__ Result rounded(double x) { return narrow((Real)x); }
 #endif
 
 struct Arguments {
-  const Real* parts;  // (parts, taps+1, channels)
+  const Real* parts;        // (parts, taps+1, channels)
   Result *matrix, *vector;  // (channels, taps), (channels): what row `taps` is; absent where not wanted
   long long count, taps, channels;
 };
 
-extern "C" __global__ void __launch_bounds__(WARP * SLICES) sum_parts(const Arguments a) {
+extern "C" __global__ void __launch_bounds__(WARP* SLICES) sum_parts(const Arguments a) {
   __shared__ double share[SLICES][WARP];
   const int slice = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   const long long width = (a.taps + 1) * a.channels, index = (long long)blockIdx.x * WARP + lane;
