@@ -87,4 +87,4 @@ def test_a_kernel_that_does_not_compile_is_one_line(backend, monkeypatch, harmed
 
 
 def test_every_kernel_is_harmed():
-    assert {source.name for source in nvrtc.CSRC.glob("*.cu")} <= HARMS.keys()
+    assert all(HARMS.keys() & {file.name, f"{file.name}h"} for file in nvrtc.CSRC.glob("*.cu"))
