@@ -111,6 +111,21 @@ __device__ __forceinline__ void wait_for_copies() {
 #endif
 }
 
+#if ELEMENT == 1 || ELEMENT == 2
+// Two elements in a word, the first one in its low half.
+__device__ __forceinline__ unsigned two_elements(float low, float high) {
+#if ELEMENT == 2
+  return half_bits(low) | (unsigned)half_bits(high) << 16;
+#elif defined(MAMBALAB_EMULATED)
+  return bfloat_bits(low) | (unsigned)bfloat_bits(high) << 16;
+#else
+  unsigned word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+#endif
+}
+#endif
+
 #if ELEMENT == 1
 __device__ __forceinline__ Real widen(Element x) { return __uint_as_float((unsigned)x.bits << 16); }
 __device__ __forceinline__ Element narrow(Real x) { return {bfloat_bits(x)}; }
@@ -133,10 +148,8 @@ __device__ __forceinline__ Pack<Real, 4> widen(const Pack<Element, 4>& narrow) {
 #endif
 }
 __device__ __forceinline__ Pack<Element, 4> narrow(const Pack<Real, 4>& wide) {
-#if ELEMENT == 1 && !defined(MAMBALAB_EMULATED)
-  uint2 bits;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits.x) : "f"(wide.at[1]), "f"(wide.at[0]));
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits.y) : "f"(wide.at[3]), "f"(wide.at[2]));
+#if ELEMENT == 1
+  const uint2 bits = {two_elements(wide.at[0], wide.at[1]), two_elements(wide.at[2], wide.at[3])};
   return *(const Pack<Element, 4>*)&bits;
 #else
   return {narrow(wide.at[0]), narrow(wide.at[1]), narrow(wide.at[2]), narrow(wide.at[3])};
@@ -152,9 +165,8 @@ __device__ __forceinline__ Pack<Real, 2> widen(const Pack<Element, 2>& narrow) {
 #endif
 }
 __device__ __forceinline__ Pack<Element, 2> narrow(const Pack<Real, 2>& wide) {
-#if ELEMENT == 1 && !defined(MAMBALAB_EMULATED)
-  unsigned bits;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(wide.at[1]), "f"(wide.at[0]));
+#if ELEMENT == 1
+  const unsigned bits = two_elements(wide.at[0], wide.at[1]);
   return *(const Pack<Element, 2>*)&bits;
 #else
   return {narrow(wide.at[0]), narrow(wide.at[1])};

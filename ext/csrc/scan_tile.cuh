@@ -86,23 +86,38 @@ __device__ __forceinline__ Four silu(const Four& x) {
 // A four as it lies in memory. Elements of 16 bits are held in two words: by halves they would cost an instruction each.
 #if ELEMENT == 1 || ELEMENT == 2
 struct alignas(8) Raw {
-  unsigned word[2];
+  uint2 word;
 
-  __device__ __forceinline__ void set(int j, const Element& x) { word[j / 2] |= (unsigned)x.bits << (j % 2 * 16); }
+  __device__ __forceinline__ void set(int j, const Element& x) {
+    (j < 2 ? word.x : word.y) |= (unsigned)x.bits << (j % 2 * 16);
+  }
+  __device__ __forceinline__ Element get(int j) const {
+    return {(unsigned short)((j < 2 ? word.x : word.y) >> (j % 2 * 16))};
+  }
+  // As one number: the compiler takes a pair of words apart.
+  __device__ __forceinline__ void store(Element* to) const {
+    *(unsigned long long*)to = (unsigned long long)word.y << 32 | word.x;
+  }
 };
 __device__ __forceinline__ Four widen(const Raw& raw) {
 #if ELEMENT == 1
-  return {__uint_as_float(raw.word[0] << 16), __uint_as_float(raw.word[0] & 0xffff0000u),
-          __uint_as_float(raw.word[1] << 16), __uint_as_float(raw.word[1] & 0xffff0000u)};
+  return {__uint_as_float(raw.word.x << 16), __uint_as_float(raw.word.x & 0xffff0000u),
+          __uint_as_float(raw.word.y << 16), __uint_as_float(raw.word.y & 0xffff0000u)};
 #else
-  return {half_value(raw.word[0] & 0xffff), half_value(raw.word[0] >> 16), half_value(raw.word[1] & 0xffff),
-          half_value(raw.word[1] >> 16)};
+  return {half_value(raw.word.x & 0xffff), half_value(raw.word.x >> 16), half_value(raw.word.y & 0xffff),
+          half_value(raw.word.y >> 16)};
 #endif
+}
+__device__ __forceinline__ Raw raw_of(const Four& four) {
+  return {{two_elements(four.at[0], four.at[1]), two_elements(four.at[2], four.at[3])}};
 }
 #else
 struct Raw : Pack<Element, VECTOR> {
   __device__ __forceinline__ void set(int j, const Element& x) { this->at[j] = x; }
+  __device__ __forceinline__ Element get(int j) const { return this->at[j]; }
+  __device__ __forceinline__ void store(Element* to) const { *(Pack<Element, VECTOR>*)to = *this; }
 };
+__device__ __forceinline__ Raw raw_of(const Four& four) { return {four}; }
 #endif
 
 // Two numbers of every channel, as the tiles of one channel a thread hold them: the second half of each four lies half a
@@ -198,13 +213,13 @@ __device__ __forceinline__ Columns columns_of(const Tensor<const void>& matrix, 
 
 // Four numbers of a row of a contiguous (b l d) result.
 __device__ __forceinline__ void put(Element* to, const Four& four, int columns) {
-  const Pack<Element, VECTOR> narrowed = narrow(four);
+  const Raw raw = raw_of(four);
   if (ALIGNED) {
-    *(Pack<Element, VECTOR>*)to = narrowed;
+    raw.store(to);
   } else {
 #pragma unroll
     for (int j = 0; j < VECTOR; ++j)
-      if (j < columns) to[j] = narrowed.at[j];
+      if (j < columns) to[j] = raw.get(j);
   }
 }
 
