@@ -1,6 +1,6 @@
 """The scan of the CUDA backend: cuts the work, allocates the results and launches the kernels of csrc."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -259,20 +259,27 @@ def refuse(A: Tensor) -> None:
 
 
 def variants() -> Iterator[Variant]:
-    """What is compiled ahead of time: the released models' scan in every dtype but float64, whole and cut."""
+    """What is compiled ahead of time: the released models' scan in every dtype but float64, and the self-test's."""
+    released = {"n": 16, "zoh": False, "softplus": True, "gated": True, "static_B": False, "static_C": False}
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        kind = Kind(
-            dtype=dtype, n=16, zoh=False, softplus=True, gated=True, static_B=False, static_C=False, aligned=True
-        )
-        forward = forward_geometry(kind)
-        yield Variant("scan_forward.cu", "scan_forward", forward.defines)
-        for lanes in (1, 2):
-            yield Variant("scan_backward.cu", "scan_backward", backward_geometry(kind, lanes=lanes).defines)
-        for reverse, checkpoint in ((False, False), (True, False), (False, True)):
-            found = states_geometry(kind, reverse=reverse, checkpoint=checkpoint, states=forward.states)
-            yield Variant("scan_states.cu", "scan_states", found.defines)
+        yield from _variants(Kind(dtype=dtype, aligned=True, **released), (1, 2))
         for name in ("scan_carry", "scan_sum"):
             yield Variant(f"{name}.cu", name, (element(dtype),))
+    bare = {"dtype": torch.float32, "softplus": False, "gated": False, "aligned": False}
+    yield from _variants(Kind(dtype=torch.float32, aligned=False, **released), (1,))
+    yield from _variants(Kind(n=3, zoh=True, static_B=True, static_C=True, **bare), (1,))
+    yield from _variants(Kind(n=2, zoh=False, static_B=False, static_C=False, **bare), (1,))
+
+
+def _variants(kind: Kind, lanes: Iterable[int]) -> Iterator[Variant]:
+    """Every kernel of the scan that works on rows, for one kind of call."""
+    forward = forward_geometry(kind)
+    yield Variant("scan_forward.cu", "scan_forward", forward.defines)
+    for count in lanes:
+        yield Variant("scan_backward.cu", "scan_backward", backward_geometry(kind, lanes=count).defines)
+    for reverse, checkpoint in ((False, False), (True, False), (False, True)):
+        found = states_geometry(kind, reverse=reverse, checkpoint=checkpoint, states=forward.states)
+        yield Variant("scan_states.cu", "scan_states", found.defines)
 
 
 def _most_states(u: Tensor) -> int:

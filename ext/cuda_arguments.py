@@ -1,21 +1,13 @@
 """How tensors travel to the CUDA kernels: as a pointer and a stride an axis, and whether they can be read in fours."""
 
 from math import gcd
-from typing import TypeVar
 
 from torch import Tensor
 
 FOUR = 4  # neighbours that a thread reads at once
 
-Given = TypeVar("Given", Tensor, Tensor | None)
-
 _ABSENT = (0, 0, 0, 0)
 _MISSING_AXES = ((0, 0, 0), (0, 0), (0,), ())
-
-
-def plain(given: Given) -> Given:
-    """The tensor, with what torch has put off (a change of sign) done in memory."""
-    return given.resolve_neg() if given is not None and given.is_neg() else given
 
 
 def tensor(given: Tensor | None) -> tuple[int, ...]:

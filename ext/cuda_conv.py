@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import cuda_launch
-from .cuda_arguments import in_fours, plain, pointer, tensor
+from .cuda_arguments import in_fours, pointer, tensor
 from .cuda_geometry import WARP, Defines, element
 from .nvrtc import Variant
 
@@ -67,7 +67,6 @@ def conv_backward(
 ) -> tuple[Tensor | None, ...]:
     """As `reference.conv_backward`: the values before the activation are computed again."""
     call = _Call(x, weight, bias, initial_state, cu_seqlens, activation, BACKWARD)
-    dy, dfinal_state = plain(dy), plain(dfinal_state)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dinitial = None if initial_state is None else torch.empty(call.state, dtype=x.dtype, device=x.device)
     partial = call.partial_sums()
@@ -135,7 +134,7 @@ class _Call:
         activation: str,
         way: Way,
     ) -> None:
-        self.x, self.weight, self.bias, self.initial = plain(x), plain(weight), plain(bias), plain(initial_state)
+        self.x, self.weight, self.bias, self.initial = x, weight, bias, initial_state
         self.silu = activation == "silu"
         b, length, channels = x.shape
         sequences = b if cu_seqlens is None else cu_seqlens.shape[0] - 1

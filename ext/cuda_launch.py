@@ -14,6 +14,7 @@ from . import cubin_cache, nvrtc
 
 # What a block may always have; more has to be asked for.
 PLAIN_SHARED = 48 * 1024
+MOST_BLOCKS = 2**31 - 1
 
 # Numbers of the driver's interface (cuda.h).
 FUNCTION_STATIC_SHARED = 1
@@ -27,7 +28,7 @@ _loading = threading.Lock()
 _kernels: dict[tuple[torch.device, str, str, nvrtc.Defines], "Kernel"] = {}
 
 
-class DriverError(RuntimeError):
+class DriverError(nvrtc.KernelError):
     """A call of the driver that failed, with its error code."""
 
     def __init__(self, text: str, code: int) -> None:
@@ -124,8 +125,10 @@ class Kernel:
         """
         if not blocks:
             return
+        if blocks > MOST_BLOCKS:
+            raise nvrtc.KernelError(f"kernel {self.name} takes {blocks} blocks here, of which a grid has {MOST_BLOCKS}")
         if self._words not in (len(words), None):
-            raise RuntimeError(f"kernel {self.name} takes {self._words} words, not {len(words)}")
+            raise nvrtc.KernelError(f"kernel {self.name} takes {self._words} words, not {len(words)}")
         if shared > self._allowed:
             self._allow(shared)
         # The driver copies the argument before it returns.
@@ -188,7 +191,7 @@ def _loaded(device: torch.device, image: bytes, name: str) -> Kernel:
     except DriverError as error:
         if error.code not in MISMATCHED:
             raise
-        raise RuntimeError(
+        raise nvrtc.KernelError(
             f"the driver, which knows CUDA {driver().version()}, can't load kernel {name} as "
             f"{_compiler()} made it for {architecture(device)}: {error} "
             f"(cure: update the driver, or install the nvidia-cuda-nvrtc of CUDA {driver().version()})"
@@ -241,7 +244,7 @@ def architecture(device: torch.device) -> str:
     """The architecture of a GPU, like "sm_90". RuntimeError where it is too old for the kernels."""
     number = _capability(device)
     if number < nvrtc.OLDEST:
-        raise RuntimeError(f"{device} is sm_{number}; the CUDA kernels need sm_{nvrtc.OLDEST} or later")
+        raise nvrtc.KernelError(f"{device} is sm_{number}; the CUDA kernels need sm_{nvrtc.OLDEST} or later")
     return f"sm_{number}"
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import cuda_conv, cuda_launch
-from .cuda_arguments import in_fours, plain, tensor
+from .cuda_arguments import in_fours, tensor
 from .cuda_geometry import ELEMENTS, WARP, Defines, element
 from .nvrtc import Variant
 
@@ -30,7 +30,7 @@ class Shape(NamedTuple):
 
 def norm_forward(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """As `reference.norm_forward`."""
-    given, factor = plain(x), plain(weight)
+    given, factor = x, weight
     rows, columns = x.shape
     y = torch.empty(x.shape, dtype=weight.dtype, device=x.device)
     shape = _shape(x.dtype, weight.dtype, columns, _aligned(given, factor), FORWARD_PACKS)
@@ -42,7 +42,7 @@ def norm_forward(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 def norm_backward(dy: Tensor, x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """As `reference.norm_backward`; each block takes rows that follow each other."""
-    grad, given, factor = plain(dy), plain(x), plain(weight)
+    grad, given, factor = dy, x, weight
     rows, columns = x.shape
     shape = _shape(x.dtype, weight.dtype, columns, _aligned(grad, given, factor), BACKWARD_PACKS)
     at_once = shape.threads // shape.team

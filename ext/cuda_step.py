@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import cuda_launch
-from .cuda_arguments import FOUR, in_fours, plain, pointer, tensor
+from .cuda_arguments import FOUR, in_fours, pointer, tensor
 from .cuda_conv import filter_defines, odd_defines, usual_defines
 from .cuda_geometry import WARP, Defines, element
 from .nvrtc import Variant
@@ -44,10 +44,9 @@ def step(
     if A.is_complex():
         raise ValueError("backend 'cuda' has no complex A; backend='numba-cuda' has")
     # What torch has put off is done in a copy; a state's goes back to its place.
-    states = plain(conv_state), plain(scan_state)
-    conv = _Conv(plain(x), plain(conv_weight), plain(conv_bias), states[0], activation == "silu")
-    scan = _Scan(conv.u, plain(z), plain(A), plain(D), plain(delta_bias), states[1], delta_softplus, discretisation)
-    x_proj, dt_proj = plain(x_proj), plain(dt_proj)
+    states = conv_state, scan_state
+    conv = _Conv(x, conv_weight, conv_bias, states[0], activation == "silu")
+    scan = _Scan(conv.u, z, A, D, delta_bias, states[1], delta_softplus, discretisation)
     if dt_proj is not None and B is None and C is None and _few(len(x), conv_weight.shape[1], x_proj, dt_proj):
         partial, slices = conv.project(x_proj)
         scan.finish(conv, dt_proj, partial, slices)
@@ -58,7 +57,7 @@ def step(
         widths = [rank, *(0 if is_static else n for is_static in static)]
         low, B_rows, C_rows = F.linear(conv.u, x_proj).split(widths, -1)
         delta = None if dt_proj is None else F.linear(low, dt_proj)
-        scan.run(delta, plain(B_rows if B is None else B), plain(C_rows if C is None else C), static)
+        scan.run(delta, B_rows if B is None else B, C_rows if C is None else C, static)
     for given, written in zip((conv_state, scan_state), states, strict=True):
         if written is not given:
             given.copy_(written)

@@ -39,6 +39,10 @@ _TIMES = re.compile(r"^.*Compile time.*\n?", re.MULTILINE)
 _log = logging.getLogger(__package__)
 
 
+class KernelError(RuntimeError):
+    """A kernel that can't be compiled, loaded or launched here; its first line says what is missing."""
+
+
 class Variant(NamedTuple):
     """A specialisation of a kernel: its file in csrc, its name there, and the macros it is compiled with."""
 
@@ -214,6 +218,18 @@ class Library:
         numbers = (ctypes.c_int * count.value)()
         self._call("GetSupportedArchs", numbers)
         self.supported = sorted(numbers)
+        self._probe()
+
+    def _probe(self) -> None:
+        """Compile a kernel that does nothing: an NVRTC without its built-ins loads, but compiles none."""
+        program = ctypes.c_void_p()
+        self._call(
+            "CreateProgram", ctypes.byref(program), b'extern "C" __global__ void probe() {}', b"probe", 0, None, None
+        )
+        try:
+            self._call("CompileProgram", program, 0, None)
+        finally:
+            self._call("DestroyProgram", ctypes.byref(program))
 
     def architecture(self, arch: str) -> str:
         """`arch` itself where it is known, else the newest older one's PTX, which the driver translates."""
@@ -222,7 +238,7 @@ class Library:
             return arch
         older = [number for number in self.supported if number < wanted]
         if not older:
-            raise RuntimeError(f"NVRTC {self.version} is made for sm_{self.supported[0]} and later, not for {arch}")
+            raise KernelError(f"NVRTC {self.version} is made for sm_{self.supported[0]} and later, not for {arch}")
         return f"compute_{older[-1]}"
 
     def compile(self, work: _Work, options: list[str]) -> Image:
@@ -242,7 +258,7 @@ class Library:
             status = self._nvrtc.nvrtcCompileProgram(program, len(options), _strings(options))
             log = self._bytes("ProgramLog", program).rstrip(b"\0").decode(errors="replace")
             if status:
-                raise RuntimeError(f"{work} does not compile: {_first_error(log, self._text(status))}\n{log[:2000]}")
+                raise KernelError(f"{work} does not compile: {_first_error(log, self._text(status))}\n{log[:2000]}")
             kind = "CUBIN" if options[0].endswith(work.arch) else "PTX"
             return Image(self._bytes(kind, program), _TIMES.sub("", log))
         finally:
@@ -258,7 +274,7 @@ class Library:
     def _call(self, name: str, *arguments: Any) -> None:
         status = getattr(self._nvrtc, f"nvrtc{name}")(*arguments)
         if status:
-            raise RuntimeError(f"nvrtc{name} of {self.path}: {self._text(status)}")
+            raise KernelError(f"nvrtc{name} of {self.path}: {self._text(status)}")
 
     def _text(self, status: int) -> str:
         return self._nvrtc.nvrtcGetErrorString(status).decode()
@@ -284,7 +300,7 @@ def library() -> Library:
             if "/" in path:
                 reasons.append(" ".join(str(error).split()))
     why = reasons[0] if reasons else "no package has it, the system's loader does not know it, and CUDA_HOME has none"
-    raise RuntimeError(f"no NVRTC (libnvrtc.so): {why} (cure: {CURE})")
+    raise KernelError(f"no NVRTC (libnvrtc.so): {why} (cure: {CURE})")
 
 
 def _candidates() -> Iterator[str]:

@@ -233,7 +233,7 @@ def init(destination: str, like: str | None, seed: int, layout: Layout, **shape:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command. ValueError and OSError are the user's to mend: one line, status 2.
+    """Run the command. ValueError, OSError and a kernel that can't run are the user's to mend: one line, status 2.
 
     MAMBALAB_TRACEBACK=1 shows the traceback instead.
     """
@@ -255,6 +255,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             # A write that fails does not say where; our own files do.
             _fail(f"{error.filename or 'writing to the output'}: {error.strerror}")
         _fail(str(error))
+    except RuntimeError as error:
+        nvrtc = sys.modules.get("mambalab.ext.nvrtc")
+        if nvrtc is None or not isinstance(error, nvrtc.KernelError) or os.environ.get("MAMBALAB_TRACEBACK"):
+            raise
+        _fail(str(error).partition("\n")[0])
 
 
 def _fail(message: str, limit: int = 1000) -> None:

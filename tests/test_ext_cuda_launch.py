@@ -148,6 +148,14 @@ def test_the_context_is_switched_only_when_needed_and_always_restored(library, c
     assert [names[call] for call in library.calls if call in names] == switches
 
 
+def test_more_blocks_than_a_grid_has_are_refused(library):
+    with pytest.raises(
+        RuntimeError, match=r"^kernel toy takes 2147483648 blocks here, of which a grid has 2147483647$"
+    ):
+        Kernel(FIRST, b"image", "toy").launch(2**31, 32, 0, WORDS)
+    assert library.launched == {}
+
+
 def test_an_argument_of_another_size_is_refused(library):
     library.argument_bytes = 40
     with pytest.raises(RuntimeError, match=r"^kernel toy takes 5 words, not 4$"):

@@ -1,5 +1,6 @@
 """The CUDA convolution, norm and step at the shapes for which their kernels are cut differently, emulated."""
 
+from itertools import product
 from types import SimpleNamespace
 
 import cuda_emulator
@@ -19,7 +20,7 @@ from ext_cases import (
     strange,
     usable,
 )
-from mambalab.ext import cuda_conv, cuda_launch, cuda_norm, cuda_step, reference, self_test
+from mambalab.ext import cuda, cuda_conv, cuda_geometry, cuda_launch, cuda_norm, cuda_step, reference, self_test
 from test_ext_step import mixer, states
 
 emulated = over([EMULATED])
@@ -140,21 +141,24 @@ def recorder(monkeypatch):
     recorder = _Recorder()
     monkeypatch.setattr(cuda_launch, "kernel", recorder.kernel)
     monkeypatch.setattr(cuda_launch, "multiprocessors", lambda device: 132)
+    monkeypatch.setattr(cuda_launch, "shared_memory", lambda device: 227 * 1024)
     return recorder
 
 
-AHEAD = {tuple(row) for module in (cuda_conv, cuda_norm, cuda_step) for row in module.variants()}
+AHEAD = {tuple(row) for module in (cuda, cuda_conv, cuda_norm, cuda_step) for row in module.variants()}
 
 
 def test_what_the_self_test_asks_is_compiled_ahead_of_time(recorder):
     row = SimpleNamespace(
+        scan_forward=cuda.scan_forward,
+        scan_backward=cuda.scan_backward,
         conv_forward=cuda_conv.conv_forward,
         conv_backward=cuda_conv.conv_backward,
         norm_forward=cuda_norm.norm_forward,
         norm_backward=cuda_norm.norm_backward,
         step=cuda_step.step,
     )
-    for question in (self_test.conv, self_test.packed_conv, self_test.norm, self_test.step):
+    for question in (*self_test.QUESTIONS, self_test.long_scan):
         question(row, lambda *shape: torch.zeros(shape))
     assert recorder.asked
     assert recorder.asked <= AHEAD
@@ -180,3 +184,19 @@ def test_what_a_released_model_asks_is_compiled_ahead_of_time(recorder, dtype, m
     cuda_norm.norm_forward(residual, scale, 1e-5)
     cuda_norm.norm_backward(residual.to(dtype), residual, scale, 1e-5)
     assert recorder.asked <= AHEAD
+
+
+@pytest.mark.parametrize("room", [99, 163, 227])
+@pytest.mark.parametrize("dtype", [SHORT, HALF, SINGLE, torch.float64], ids=str)
+def test_every_block_has_room_in_the_shared_memory(dtype, room):
+    flags = ("zoh", "softplus", "gated", "static_B", "static_C")
+    for n in range(1, cuda_geometry.most_states(dtype, room * 1024) + 1):
+        for values in product((False, True), repeat=len(flags)):
+            kind = cuda_geometry.Kind(dtype=dtype, n=n, aligned=True, **dict(zip(flags, values, strict=True)))
+            forward = cuda_geometry.forward_geometry(kind)
+            assert forward.shared <= room * 1024, kind
+            for lanes in (1, 2) if n <= 16 and not kind.wide else (1,):
+                backward = cuda_geometry.backward_geometry(kind, lanes=lanes)
+                rows = sum(1 if static else cuda_geometry.CHECKPOINT for static in (kind.static_B, kind.static_C))
+                tile = kind.real * (3 * cuda_geometry.CHECKPOINT * backward.channels + rows * backward.padded)
+                assert backward.shared + tile <= room * 1024, kind

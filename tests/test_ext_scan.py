@@ -121,6 +121,14 @@ def test_zoh_is_right_where_its_quotient_cancels(backend, value, dtype):
 
 
 @every_backend
+@pytest.mark.parametrize("value", [-3e38, 3e-38])
+def test_rates_at_the_ends_of_float32_stay_numbers(backend, value):
+    case = scan_case(length=9)
+    case.tensors["A"][1, 1] = value
+    assert_same(case.run(scan_with(usable(backend))), expected_scan(case), case.dtype)
+
+
+@every_backend
 @pytest.mark.parametrize("bounds", [(0, 4, 4, 17, 18, 33), (0, 33), (0, 0, 33, 33)], ids=str)
 @pytest.mark.parametrize("selective", ["ΔBC", ""])
 @pytest.mark.parametrize("without", [(), ("initial_state", "z")], ids=["all", "bare"])

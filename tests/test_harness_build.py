@@ -92,3 +92,17 @@ def test_without_nvrtc_it_is_said_what_is_missing(tmp_path, monkeypatch):
     assert "no NVRTC (libnvrtc.so)" in line
     assert "pip install nvidia-cuda-nvrtc" in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kernel_that_can_not_be_compiled_is_one_line(monkeypatch, capsys):
+    from mambalab.ext.nvrtc import KernelError
+    from mambalab.harness import build, cli
+
+    def fail(arch, out):
+        raise KernelError("toy.cu for sm_90 does not compile: an error\nand the compiler's log")
+
+    monkeypatch.setattr(build, "build_kernels", fail)
+    with pytest.raises(SystemExit) as raised:
+        cli.main(["build", "--arch", "sm_90"])
+    assert raised.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1:] == ["mambalab: toy.cu for sm_90 does not compile: an error"]

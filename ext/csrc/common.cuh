@@ -175,6 +175,16 @@ __device__ __forceinline__ Pack<Element, 2> narrow(const Pack<Real, 2>& wide) {
 
 constexpr double LOG2_E = 1.4426950408889634;
 
+// A as an exponent of 2, kept finite: times the Δ = 0 of padding it has to be 0.
+__device__ __forceinline__ float in_base_two(float A) {
+  const float x = A * (float)LOG2_E, most = 3.402823466e38f;
+  return x < -most ? -most : x > most ? most : x;
+}
+__device__ __forceinline__ double in_base_two(double A) {
+  const double x = A * LOG2_E, most = 1.7976931348623157e308;
+  return x < -most ? -most : x > most ? most : x;
+}
+
 // 2^x, within two units in the last place of float32 (results below 2^-126 become zero there).
 __device__ __forceinline__ float exp2_of(float x) { return narrow_exp2(x); }
 __device__ __forceinline__ double exp2_of(double x) { return exp2(x); }

@@ -68,8 +68,7 @@ struct Thread {
     d = place.channel + lane * LANES;
 #pragma unroll
     for (int c = 0; c < LANES; ++c) {
-      A.at[c].load(in.A, d + c, n0, in);
-      A.at[c].scale((Real)LOG2_E);
+      A.at[c].load_rates(in.A, d + c, n0, in);
       if (STATIC_B) B.at[c].load(in.B, d + c, n0, in);
       if (STATIC_C) C.at[c].load(in.C, d + c, n0, in);
     }

@@ -14,7 +14,7 @@ extern "C" __global__ void scan_carry(const Arguments a) {
   const long long index = (long long)blockIdx.x * blockDim.x + threadIdx.x, states = a.channels * a.n;
   if (index >= a.sequences * states) return;
   const long long sequence = index / states, state = index % states, d = state / a.n;
-  const Real A = ((const Real*)a.A.data)[d * a.A.stride[0] + state % a.n * a.A.stride[1]] * (Real)LOG2_E;
+  const Real A = in_base_two(((const Real*)a.A.data)[d * a.A.stride[0] + state % a.n * a.A.stride[1]]);
   const auto segment_of = [&](long long k) { return sequence * a.segments + (a.reverse ? a.segments - 1 - k : k); };
   Real carried = 0;
   for (long long first = 0; first < a.segments; first += BATCH) {

@@ -170,8 +170,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(const
   const long long d = place.channel + threadIdx.x % WARP, begin = place.part.begin, end = place.part.end;
   const int group = threadIdx.x / WARP, n0 = group * STATES;
   States A, B, C, h;
-  A.load(in.A, d, n0, in);
-  A.scale((Real)LOG2_E);
+  A.load_rates(in.A, d, n0, in);
   if (STATIC_B) B.load(in.B, d, n0, in);
   if (STATIC_C) C.load(in.C, d, n0, in);
   h.clear();

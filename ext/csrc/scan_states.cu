@@ -142,8 +142,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_states(const 
   const long long d = place.channel + threadIdx.x % WARP;
   const int group = threadIdx.x / WARP, n0 = group * STATES;
   States A, fixed, h;
-  A.load(in.A, d, n0, in);
-  A.scale((Real)LOG2_E);
+  A.load_rates(in.A, d, n0, in);
   if (STATIC_INPUT) fixed.load(REVERSE ? in.C : in.B, d, n0, in);
   h.clear();
   const Tensor<const void>& start = REVERSE ? a.dfinal : in.initial;

@@ -249,9 +249,11 @@ struct States : Pack<Real, STATES> {
     for (int i = 0; i < STATES; ++i)
       if (d < in.channels && n0 + i < in.n) data[(row * in.channels + d) * in.n + n0 + i] = at[i];
   }
-  __device__ __forceinline__ void scale(Real factor) {
+  // A, as an exponent of 2.
+  __device__ __forceinline__ void load_rates(const Tensor<const void>& A, long long d, int n0, const Inputs& in) {
+    load(A, d, n0, in);
 #pragma unroll
-    for (int i = 0; i < STATES; ++i) at[i] *= factor;
+    for (int i = 0; i < STATES; ++i) at[i] = in_base_two(at[i]);
   }
 };
 
