@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import cuda_launch, cuda_slabs
-from .cuda_arguments import in_fours, pointer, tensor
+from .cuda_arguments import in_fours, pointer, refuse_complex, tensor
 from .cuda_geometry import (
     CHECKPOINT,
     LONG,
@@ -133,7 +133,7 @@ class _Call:
         discretisation: str,
         dy: Tensor | None = None,
     ) -> None:
-        refuse(A)
+        refuse_complex(A)
         self.u, self.A, self.B, self.C = u, A, B, C
         self.batch, self.length, self.channels = u.shape
         self.n = A.shape[1]
@@ -250,12 +250,6 @@ class _Call:
         kernel = cuda_launch.kernel(self.u.device, "scan_sum.cu", "scan_sum", (element(self.u.dtype),))
         kernel.launch(blocks, SUM_THREADS, 0, words)
         return dA, dB, dC, dD, dbias
-
-
-def refuse(A: Tensor) -> None:
-    """Raise ValueError for a state space that the kernels don't have."""
-    if A.is_complex():
-        raise ValueError("backend 'cuda' has no complex A; backend='numba-cuda' has")
 
 
 def variants() -> Iterator[Variant]:

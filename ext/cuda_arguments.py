@@ -31,3 +31,9 @@ def in_fours(given: Tensor | None, count: int = FOUR) -> bool:
     if strides[-1] != 1 or given.shape[-1] % count or given.data_ptr() % min(16, count * given.itemsize):
         return False
     return gcd(count, *strides[:-1]) == count
+
+
+def refuse_complex(A: Tensor) -> None:
+    """Raise ValueError for a state space that the kernels don't have."""
+    if A.is_complex():
+        raise ValueError("backend 'cuda' has no complex A; backend='numba-cuda' has")

@@ -6,8 +6,9 @@ from functools import cache
 
 import torch
 
+from .cuda_arguments import FOUR
+
 WARP = 32
-FOUR = 4  # neighbours that are moved at once
 CHECKPOINT = 16  # steps between the states that the backward pass starts from
 SHARED = 100 * 1024  # bytes a block takes at most where shorter tiles avoid it: two fit on a multiprocessor
 SHORTEST = 512  # steps of a segment that is cut to fill an idle GPU

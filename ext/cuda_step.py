@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import cuda_launch
-from .cuda_arguments import FOUR, in_fours, pointer, tensor
+from .cuda_arguments import FOUR, in_fours, pointer, refuse_complex, tensor
 from .cuda_conv import filter_defines, odd_defines, usual_defines
 from .cuda_geometry import WARP, Defines, element
 from .nvrtc import Variant
@@ -41,8 +41,7 @@ def step(
     discretisation: str,
 ) -> Tensor:
     """As `reference.step`, for a real A."""
-    if A.is_complex():
-        raise ValueError("backend 'cuda' has no complex A; backend='numba-cuda' has")
+    refuse_complex(A)
     # What torch has put off is done in a copy; a state's goes back to its place.
     states = conv_state, scan_state
     conv = _Conv(x, conv_weight, conv_bias, states[0], activation == "silu")
