@@ -30,21 +30,19 @@ class Shape(NamedTuple):
 
 def norm_forward(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """As `reference.norm_forward`."""
-    given, factor = x, weight
     rows, columns = x.shape
     y = torch.empty(x.shape, dtype=weight.dtype, device=x.device)
-    shape = _shape(x.dtype, weight.dtype, columns, _aligned(given, factor), FORWARD_PACKS)
+    shape = _shape(x.dtype, weight.dtype, columns, _aligned(x, weight), FORWARD_PACKS)
     kernel = cuda_launch.kernel(x.device, "norm.cu", "norm_forward", shape.defines)
-    words = (*tensor(given), *tensor(factor), y.data_ptr(), rows, columns, cuda_launch.double_word(epsilon))
+    words = (*tensor(x), *tensor(weight), y.data_ptr(), rows, columns, cuda_launch.double_word(epsilon))
     kernel.launch(-(-rows * shape.team // shape.threads), shape.threads, 0, words)
     return y
 
 
 def norm_backward(dy: Tensor, x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """As `reference.norm_backward`; each block takes rows that follow each other."""
-    grad, given, factor = dy, x, weight
     rows, columns = x.shape
-    shape = _shape(x.dtype, weight.dtype, columns, _aligned(grad, given, factor), BACKWARD_PACKS)
+    shape = _shape(x.dtype, weight.dtype, columns, _aligned(dy, x, weight), BACKWARD_PACKS)
     at_once = shape.threads // shape.team
     share = max(1, -(-rows // (cuda_launch.multiprocessors(x.device) * BLOCKS * at_once))) * at_once
     blocks = -(-rows // share)
@@ -53,7 +51,7 @@ def norm_backward(dy: Tensor, x: Tensor, weight: Tensor, epsilon: float) -> tupl
     partial = torch.empty(blocks, 1, columns, dtype=real, device=x.device)
     kernel = cuda_launch.kernel(x.device, "norm.cu", "norm_backward", shape.defines)
     words = (
-        *tensor(grad), *tensor(given), *tensor(factor), dx.data_ptr(), partial.data_ptr(), rows, columns, share,
+        *tensor(dy), *tensor(x), *tensor(weight), dx.data_ptr(), partial.data_ptr(), rows, columns, share,
         cuda_launch.double_word(epsilon),
     )  # fmt: skip
     kernel.launch(blocks, shape.threads, 0, words)

@@ -42,10 +42,8 @@ def step(
 ) -> Tensor:
     """As `reference.step`, for a real A."""
     refuse_complex(A)
-    # What torch has put off is done in a copy; a state's goes back to its place.
-    states = conv_state, scan_state
-    conv = _Conv(x, conv_weight, conv_bias, states[0], activation == "silu")
-    scan = _Scan(conv.u, z, A, D, delta_bias, states[1], delta_softplus, discretisation)
+    conv = _Conv(x, conv_weight, conv_bias, conv_state, activation == "silu")
+    scan = _Scan(conv.u, z, A, D, delta_bias, scan_state, delta_softplus, discretisation)
     if dt_proj is not None and B is None and C is None and _few(len(x), conv_weight.shape[1], x_proj, dt_proj):
         partial, slices = conv.project(x_proj)
         scan.finish(conv, dt_proj, partial, slices)
@@ -57,9 +55,6 @@ def step(
         low, B_rows, C_rows = F.linear(conv.u, x_proj).split(widths, -1)
         delta = None if dt_proj is None else F.linear(low, dt_proj)
         scan.run(delta, B_rows if B is None else B, C_rows if C is None else C, static)
-    for given, written in zip((conv_state, scan_state), states, strict=True):
-        if written is not given:
-            given.copy_(written)
     return scan.y
 
 

@@ -138,24 +138,24 @@ __device__ __forceinline__ void store_pairs(Pair (&row)[CHANNELS], int column, c
   }
 }
 
-// How a tile of ROWS steps and COLUMNS columns is dealt out in fours: a thread's all lie in the same columns.
-template <int COLUMNS, int ROWS = STEPS>
+// How a tile of STEPS steps and COLUMNS columns is dealt out in fours: a thread's all lie in the same columns.
+template <int COLUMNS>
 struct Dealt {
-  static constexpr int ALONG = COLUMNS / VECTOR, APART = THREADS / ALONG, COUNT = (ROWS + APART - 1) / APART;
+  static constexpr int ALONG = COLUMNS / VECTOR, APART = THREADS / ALONG, COUNT = (STEPS + APART - 1) / APART;
   static_assert(THREADS % ALONG == 0, "rows are dealt out whole");
 
   __device__ __forceinline__ static int column() { return threadIdx.x % ALONG * VECTOR; }
   __device__ __forceinline__ static int step(int r) { return threadIdx.x / ALONG + r * APART; }
-  __device__ __forceinline__ static bool mine(int r) { return ROWS % APART == 0 || step(r) < ROWS; }
+  __device__ __forceinline__ static bool mine(int r) { return STEPS % APART == 0 || step(r) < STEPS; }
   __device__ __forceinline__ static void store(int r, Real (*tile)[COLUMNS], const Four& four) {
     if (mine(r)) *(Four*)&tile[step(r)][column()] = four;
   }
 };
 
 // A thread's fours of a tensor (b l columns), in the tile where the stream stands.
-template <int COLUMNS, int ROWS = STEPS>
-struct Stream : Dealt<COLUMNS, ROWS> {
-  using Dealt<COLUMNS, ROWS>::APART;
+template <int COLUMNS>
+struct Stream : Dealt<COLUMNS> {
+  using Dealt<COLUMNS>::APART;
   const Element* from;
   long long along_l, along_columns;
   int columns;  // from the thread's first on
