@@ -35,6 +35,8 @@ class Backend:
     splits: bool = False  # whether it cuts long sequences into pieces, which the self-test then asks for too
     scan_forward: Callable[..., Any]
     scan_backward: Callable[..., Any]
+    # scan_forward that gives states beside its results, which scan_backward takes behind its arguments (see kept.py).
+    scan_keeping: Callable[..., Any] | None = None
     conv_forward: Callable[..., Any]
     conv_backward: Callable[..., Any]
     norm_forward: Callable[..., Any]
@@ -95,11 +97,12 @@ BACKENDS = (
         device="cuda",
         missing=_late("cuda_launch", "missing"),
         cure="a GPU of sm_80 or later with its driver, and torch's CUDA build",
-        sources=_files("cuda*.py", "nvrtc.py", "cubin_cache.py", "csrc/*.cu", "csrc/*.cuh", "reference.py"),
+        sources=_files("cuda*.py", "kept.py", "nvrtc.py", "cubin_cache.py", "csrc/*.cu", "csrc/*.cuh", "reference.py"),
         complex_A=False,
         splits=True,
         scan_forward=_late("cuda", "scan_forward"),
         scan_backward=_late("cuda", "scan_backward"),
+        scan_keeping=_late("cuda", "scan_keeping"),
         conv_forward=_late("cuda_conv", "conv_forward"),
         conv_backward=_late("cuda_conv", "conv_backward"),
         norm_forward=_late("cuda_norm", "norm_forward"),
@@ -156,6 +159,12 @@ def pick(device: torch.device | str, name: str | None = None, complex_A: bool = 
             row = _default(place, complex_A) if name is None else _named(place, name, complex_A)
         _picked[device, name, complex_A] = _picked[place, name, complex_A] = row
     return row
+
+
+@torch.compiler.assume_constant_result
+def keeps(device: torch.device | str, name: str | None, complex_A: bool) -> bool:
+    """Whether the backend that `pick` gives keeps states of a forward scan for its backward pass."""
+    return pick(device, name, complex_A).scan_keeping is not None
 
 
 def prepare(device: torch.device | str = "cpu", backend: str | None = None) -> str:

@@ -1,148 +1,101 @@
 """The scan of the CUDA backend: cuts the work, allocates the results and launches the kernels of csrc."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import cuda_launch, cuda_slabs
-from .cuda_arguments import in_fours, pointer, refuse_complex, tensor
+from . import cuda_launch, cuda_slabs, kept
+from .cuda_arguments import FOUR, in_fours, pointer, refuse_complex, tensor
 from .cuda_geometry import (
-    CHECKPOINT,
-    LONG,
-    SHORTEST,
     WARP,
     Geometry,
     Kind,
+    Work,
     backward_geometry,
+    backward_plan,
     element,
     forward_geometry,
+    forward_segments,
     most_states,
     states_geometry,
 )
 from .nvrtc import Variant
 
 CARRY_THREADS = 128
-SUM_THREADS = 8 * WARP  # of a block of scan_sum.cu, which takes as many numbers of dB and dC, or WARP of the rest
+ARGUMENTS, CU_SEQLENS = 12, 9  # of a scan: how many, and the place of one
+SUM_THREADS = 8 * WARP  # of a block of scan_sum.cu, which takes as many fours of dB and dC, or WARP of the rest
 
 
-def scan_forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    delta_softplus: bool,
-    discretisation: str,
-) -> tuple[Tensor, Tensor]:
-    """As `reference.scan_forward`, for a real A."""
+def scan_forward(*given: Any) -> tuple[Tensor, Tensor]:
+    """As `reference.scan_forward`, with its arguments, for a real A."""
+    return _forward(None, *given)
+
+
+def scan_keeping(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """As `scan_forward`, and what it keeps for `scan_backward` (`kept.shape`)."""
+    u, _, A, *_ = given
+    states = A.new_empty(kept.shape(u, A, given[CU_SEQLENS]))
+    return *_forward(states, *given), states
+
+
+def scan_backward(dy: Tensor, dfinal_state: Tensor, *arguments: Any) -> tuple[Tensor | None, ...]:
+    """As `reference.scan_backward`, for a real A; behind its arguments may stand what `scan_keeping` kept."""
+    given = arguments[:ARGUMENTS]
+    u, _, A, *_ = given
+    states = arguments[ARGUMENTS] if len(arguments) > ARGUMENTS else scan_keeping(*given)[2]
     if A.shape[1] > (most := _most_states(u)):
-        return cuda_slabs.forward(
-            scan_forward,
-            most,
-            u,
-            delta,
-            A,
-            B,
-            C,
-            D,
-            z,
-            delta_bias,
-            initial_state,
-            cu_seqlens,
-            delta_softplus,
-            discretisation,
-        )
-    call = _Call(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, discretisation)
-    geometry = forward_geometry(call.kind)
-    segments = call.segments(geometry)
-    carried = call.carried(segments, geometry.states) if segments > 1 else None
-    y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-    final_state = A.new_empty(call.sequences, *A.shape)
-    words = [*call.words(segments), *tensor(carried), y.data_ptr(), final_state.data_ptr()]
-    call.launch("scan_forward", geometry, segments, words)
-    return y, final_state
-
-
-def scan_backward(
-    dy: Tensor,
-    dfinal_state: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    delta_softplus: bool,
-    discretisation: str,
-) -> tuple[Tensor | None, ...]:
-    """As `reference.scan_backward`; states are computed again, from one kept every CHECKPOINT steps."""
-    if A.shape[1] > (most := _most_states(u)):
-        return cuda_slabs.backward(
-            scan_backward, most, dy, dfinal_state, u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens,
-            delta_softplus, discretisation,
-        )  # fmt: skip
-    call = _Call(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, discretisation, dy)
-    geometry = call.backward_geometry()
-    segments = call.segments(geometry)
-    checkpoints = call.checkpoints(geometry)
-    carried = call.carried(segments, geometry.states, checkpoints=checkpoints)
-    back = call.carried(segments, geometry.states, dy, dfinal_state) if segments > 1 else None
-    du, ddelta = (
-        torch.empty(u.shape, dtype=u.dtype, device=u.device),
-        torch.empty(u.shape, dtype=u.dtype, device=u.device),
-    )
-    dz = None if z is None else torch.empty(u.shape, dtype=u.dtype, device=u.device)
+        return cuda_slabs.backward(scan_backward, most, dy, dfinal_state, states, *given)
+    call = _Call(given, dy)
+    geometry, segments = backward_plan(call.kind, call.work, cuda_launch.multiprocessors(u.device))
+    carried = call.carried(segments, geometry.states, dy, dfinal_state) if segments > 1 else None
+    du, ddelta, dz = (torch.empty(u.shape, dtype=u.dtype, device=u.device) for _ in range(3))
     dstate = A.new_empty(call.sequences, *A.shape)
     matrices, parameters = call.partial_sums(geometry, segments)
     words = [
-        *call.words(segments), *tensor(dy), *tensor(carried), *tensor(back), *tensor(dfinal_state),
-        *map(pointer, (*checkpoints, du, ddelta, dz, dstate, matrices, parameters)),
+        *call.words(segments), *tensor(dy), *tensor(carried), *tensor(dfinal_state), *_kept(states),
+        *map(pointer, (du, ddelta, dz, dstate, matrices, parameters)),
     ]  # fmt: skip
     call.launch("scan_backward", geometry, segments, words)
     dA, dB, dC, dD, dbias = call.summed(matrices, parameters)
-    optional = ((D, dD), (z, dz), (delta_bias, dbias), (initial_state, dstate))
-    return du, ddelta, dA, dB, dC, *(None if given is None else found for given, found in optional)
+    optional = zip(given[5:9], (dD, dz, dbias, dstate), strict=True)
+    return du, ddelta, dA, dB, dC, *(None if tensor is None else found for tensor, found in optional)
+
+
+def _forward(states: Tensor | None, *given: Any) -> tuple[Tensor, Tensor]:
+    """y and the final state; where there is room for them, states are kept too."""
+    u, _, A, *_ = given
+    if A.shape[1] > (most := _most_states(u)):
+        return cuda_slabs.forward(_forward, most, states, *given)
+    call = _Call(given)
+    geometry = forward_geometry(call.kind, keep=states is not None)
+    segments = forward_segments(geometry, call.work, cuda_launch.multiprocessors(u.device))
+    carried = call.carried(segments, geometry.states) if segments > 1 else None
+    y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    final_state = A.new_empty(call.sequences, *A.shape)
+    words = [*call.words(segments), *tensor(carried), y.data_ptr(), final_state.data_ptr(), *_kept(states)]
+    call.launch("scan_forward", geometry, segments, words)
+    return y, final_state
 
 
 class _Call:
     """One call of the scan: what it was given, and the words that its kernels begin with."""
 
-    def __init__(
-        self,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        z: Tensor | None,
-        delta_bias: Tensor | None,
-        initial_state: Tensor | None,
-        cu_seqlens: Tensor | None,
-        delta_softplus: bool,
-        discretisation: str,
-        dy: Tensor | None = None,
-    ) -> None:
+    def __init__(self, given: Sequence[Any], dy: Tensor | None = None) -> None:
+        u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, discretisation = given
         refuse_complex(A)
         self.u, self.A, self.B, self.C = u, A, B, C
         self.batch, self.length, self.channels = u.shape
         self.n = A.shape[1]
         self.sequences = self.batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
-        self.packed = cu_seqlens is not None
+        # Of sequences that are packed the lengths are not known here.
+        length = self.length if cu_seqlens is None else self.length // max(1, self.sequences)
+        self.work = Work(sequences=self.sequences, length=length, channels=self.channels)
         static_B, static_C = B.dim() == 2, C.dim() == 2
         rows = [t for t in (u, delta, z, dy) if t is not None]
         matrices = [t for t in (B, C) if t.dim() == 3]
-        aligned = all(map(_in_rows, (*rows, *matrices)))
+        aligned = self.length < 2**31 and all(map(_in_rows, (*rows, *matrices)))
         self.kind = Kind(
             dtype=u.dtype, n=self.n, zoh=discretisation == "zoh", softplus=delta_softplus, gated=z is not None,
             static_B=static_B, static_C=static_C, aligned=aligned,
@@ -158,74 +111,30 @@ class _Call:
 
     def launch(self, name: str, geometry: Geometry, segments: int, words: Sequence[int]) -> None:
         kernel = cuda_launch.kernel(self.u.device, f"{name}.cu", name, geometry.defines)
-        kernel.launch(self._blocks(geometry) * segments, geometry.threads, geometry.shared, words)
+        kernel.launch(self.blocks(geometry) * segments, geometry.threads, geometry.shared, words)
 
-    def segments(self, geometry: Geometry) -> int:
-        """Into how many pieces each sequence is cut along l: one, unless blocks of whole sequences leave the GPU idle.
-
-        A cut costs every decay a second time, but for the last piece's, so it has to fill what lies more than half
-        idle. Then the pieces are as many as fill the GPU one to four times over, whichever leaves the least of it idle.
-        """
-        blocks, room = max(1, self._blocks(geometry)), self._room(geometry)
-        length = self.length // max(1, self.sequences) if self.packed else self.length
-        if room < 3 * blocks:
-            return 1
-        counts = [(turns * room // blocks, turns * room) for turns in range(1, 5)]
-        fit = [(pieces * blocks / places, -pieces) for pieces, places in counts if pieces * LONG <= length]
-        return -max(fit)[1] if fit else max(1, min(room // blocks, length // SHORTEST))
-
-    def backward_geometry(self) -> Geometry:
-        """With two channels a thread, which is less work, where that leaves blocks enough for the GPU."""
-        geometry = backward_geometry(self.kind, lanes=2)
-        if self.channels <= WARP or self.n > 16 or self.kind.wide:
-            return backward_geometry(self.kind, lanes=1)
-        room, blocks = self._room(geometry), self._blocks(geometry)
-        whole = 3 * blocks >= 2 * room
-        return geometry if whole or self.segments(geometry) > 3 else backward_geometry(self.kind, lanes=1)
-
-    def _blocks(self, geometry: Geometry) -> int:
+    def blocks(self, geometry: Geometry) -> int:
+        """Blocks of whole sequences; none where there is nothing to do."""
         return -(-self.channels // geometry.channels) * self.sequences
 
-    def _room(self, geometry: Geometry) -> int:
-        """Blocks that the GPU runs at once."""
-        return cuda_launch.multiprocessors(self.u.device) * geometry.blocks
-
     def carried(
-        self,
-        segments: int,
-        states: int,
-        dy: Tensor | None = None,
-        dfinal_state: Tensor | None = None,
-        checkpoints: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor | None:
+        self, segments: int, states: int, dy: Tensor | None = None, dfinal_state: Tensor | None = None
+    ) -> Tensor:
         """What each segment starts from (sequences · segments, d, n), or with dy, backwards, what its end does.
 
-        Computed with `states` states a thread; with `checkpoints` these are filled too.
+        Computed with `states` states a thread.
         """
-        ends = sums = None
-        if segments > 1:
-            ends = self.A.new_empty(self.sequences, segments, *self.A.shape)
-            sums = self.A.new_empty(self.sequences, segments, self.channels)
-        reverse, checkpoint = dy is not None, checkpoints is not None
-        geometry = states_geometry(self.kind, reverse=reverse, checkpoint=checkpoint, states=states)
-        kept = checkpoints or (None, None)
-        pointers = map(pointer, (ends, sums, *kept))
-        words = [*self.words(segments), *tensor(dy), *tensor(dfinal_state), *pointers]
+        ends = self.A.new_empty(self.sequences, segments, *self.A.shape)
+        sums = self.A.new_empty(self.sequences, segments, self.channels)
+        reverse = dy is not None
+        geometry = states_geometry(self.kind, reverse=reverse, states=states)
+        words = [*self.words(segments), *tensor(dy), *tensor(dfinal_state), ends.data_ptr(), sums.data_ptr()]
         self.launch("scan_states", geometry, segments, words)
-        if ends is None or sums is None:
-            return None
         words = [*tensor(self.A), sums.data_ptr(), ends.data_ptr(), self.sequences, segments, self.channels, self.n]
         kernel = cuda_launch.kernel(self.u.device, "scan_carry.cu", "scan_carry", (element(self.u.dtype),))
         blocks = -(-self.sequences * self.A.numel() // CARRY_THREADS)
         kernel.launch(blocks, CARRY_THREADS, 0, [*words, int(reverse)])
         return ends.flatten(0, 1)
-
-    def checkpoints(self, geometry: Geometry) -> tuple[Tensor, Tensor]:
-        """Room for a state every CHECKPOINT steps of every sequence, and for ΣΔ before it."""
-        whole = -(-self.length // CHECKPOINT)
-        slots = whole + self.sequences if self.packed else whole * self.sequences
-        shape = (slots, geometry.groups, self.channels, geometry.states)
-        return self.A.new_empty(shape), self.A.new_empty(slots, self.channels)
 
     def partial_sums(self, geometry: Geometry, segments: int) -> tuple[Tensor, Tensor]:
         """Room for each block's part of dB and dC, and for each segment's part of the parameters' gradients."""
@@ -246,7 +155,7 @@ class _Call:
             parameters.data_ptr(), dA.data_ptr(), *by_rank[2], dD.data_ptr(), dbias.data_ptr(),
             parameters.shape[0], self.channels,
         ]  # fmt: skip
-        blocks = -(-rows * selective * padded // SUM_THREADS) + -(-parameters.shape[1] // WARP)
+        blocks = -(-rows * selective * padded // (FOUR * SUM_THREADS)) + -(-parameters.shape[1] // WARP)
         kernel = cuda_launch.kernel(self.u.device, "scan_sum.cu", "scan_sum", (element(self.u.dtype),))
         kernel.launch(blocks, SUM_THREADS, 0, words)
         return dA, dB, dC, dD, dbias
@@ -267,17 +176,22 @@ def variants() -> Iterator[Variant]:
 
 def _variants(kind: Kind, lanes: Iterable[int]) -> Iterator[Variant]:
     """Every kernel of the scan that works on rows, for one kind of call."""
-    forward = forward_geometry(kind)
-    yield Variant("scan_forward.cu", "scan_forward", forward.defines)
+    for keep in (False, True):
+        yield Variant("scan_forward.cu", "scan_forward", forward_geometry(kind, keep=keep).defines)
     for count in lanes:
         yield Variant("scan_backward.cu", "scan_backward", backward_geometry(kind, lanes=count).defines)
-    for reverse, checkpoint in ((False, False), (True, False), (False, True)):
-        found = states_geometry(kind, reverse=reverse, checkpoint=checkpoint, states=forward.states)
+    for reverse in (False, True):
+        found = states_geometry(kind, reverse=reverse, states=forward_geometry(kind).states)
         yield Variant("scan_states.cu", "scan_states", found.defines)
 
 
 def _most_states(u: Tensor) -> int:
     return most_states(u.dtype, cuda_launch.shared_memory(u.device))
+
+
+def _kept(states: Tensor | None) -> tuple[int, int]:
+    """`Kept` of scan_tile.cuh."""
+    return (0, 0) if states is None else (states.data_ptr(), states.stride(0))
 
 
 def _in_rows(given: Tensor) -> bool:

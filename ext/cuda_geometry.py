@@ -1,5 +1,6 @@
 """How the scan's CUDA kernels are shaped for what they are given: states a thread, warps a block, steps a tile."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -7,12 +8,14 @@ from functools import cache
 import torch
 
 from .cuda_arguments import FOUR
+from .kept import CHECKPOINT
 
 WARP = 32
-CHECKPOINT = 16  # steps between the states that the backward pass starts from
+ORIGIN = 80  # bytes of a block's struct Origin (scan_backward.cuh)
 SHARED = 100 * 1024  # bytes a block takes at most where shorter tiles avoid it: two fit on a multiprocessor
-SHORTEST = 512  # steps of a segment that is cut to fill an idle GPU
+SHORTEST = 512  # steps of a segment that is cut to fill an idle GPU in the forward pass, which costs much there
 LONG = 2048  # steps of a segment that costs little beside its length
+GRAIN = 32  # segments begin at multiples of it (scan_tile.cuh)
 ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 
 Defines = tuple[tuple[str, int], ...]
@@ -82,8 +85,8 @@ class Geometry:
 
 
 @cache
-def forward_geometry(kind: Kind) -> Geometry:
-    """The forward kernel's (scan_forward.cu)."""
+def forward_geometry(kind: Kind, *, keep: bool = False) -> Geometry:
+    """The forward kernel's (scan_forward.cu); with `keep` it keeps states for the backward pass."""
     # Beyond 16 states few warps with many states each: what a channel needs is read by fewer.
     states = _at_most(kind.n, (1, 1), (2, 2), (4, 16), (8, 64 if kind.wide else 32), (16, 64))
     groups = -(-kind.n // states)
@@ -93,11 +96,12 @@ def forward_geometry(kind: Kind) -> Geometry:
         matrices = sum(1 if static else steps for static in (kind.static_B, kind.static_C)) * padded
         return kind.real * (2 * (2 * steps * WARP + matrices) + 2 * groups * steps * WARP)
 
-    return _walking(kind, states, groups, 1 if states == 16 else 2, (32, 16, 8) if states < 16 else (16, 8), shared)
+    tiles = (32, 16, 8) if states < 16 else (16, 8)
+    return _walking(kind, states, groups, 1 if states == 16 else 2, tiles, shared, ("KEEP", int(keep)))
 
 
 @cache
-def states_geometry(kind: Kind, *, reverse: bool, checkpoint: bool, states: int) -> Geometry:
+def states_geometry(kind: Kind, *, reverse: bool, states: int) -> Geometry:
     """The kernel's that gives states alone (scan_states.cu), for `states` of them a thread."""
     groups = -(-kind.n // states)
     static, padded = kind.static_C if reverse else kind.static_B, _padded(states, groups)
@@ -105,8 +109,7 @@ def states_geometry(kind: Kind, *, reverse: bool, checkpoint: bool, states: int)
     def shared(steps: int) -> int:
         return kind.real * 2 * (2 * steps * WARP + (1 if static else steps) * padded)
 
-    options = ("REVERSE", int(reverse)), ("CHECKPOINT", CHECKPOINT if checkpoint else 0)
-    return _walking(kind, states, groups, 4 if states < 8 else 2, (32, CHECKPOINT), shared, *options)
+    return _walking(kind, states, groups, 4 if states < 8 else 2, (32, 16), shared, ("REVERSE", int(reverse)))
 
 
 @cache
@@ -126,10 +129,67 @@ def backward_geometry(kind: Kind, *, lanes: int) -> Geometry:
     sums = (3 + kind.zoh) * groups * finish * width
     shared = FOUR * kind.dtype.itemsize * fours * threads
     shared += kind.real * (sums + groups * across + states * lanes * threads + 2 * width + 2 * FOUR * threads)
+    shared += ORIGIN
     return _geometry(
-        kind, states, groups, lanes, blocks, shared,
-        ("STEPS", CHECKPOINT), ("CHECKPOINT", CHECKPOINT), ("PART", part), ("FINISH", finish),
-    )  # fmt: skip
+        kind, states, groups, lanes, blocks, shared, ("STEPS", CHECKPOINT), ("PART", part), ("FINISH", finish)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """How much there is to do: sequences of `length` steps (on average, where they are packed) by `channels`."""
+
+    sequences: int
+    length: int
+    channels: int
+
+    def blocks(self, geometry: Geometry) -> int:
+        """Blocks of whole sequences; one at least."""
+        return max(1, -(-self.channels // geometry.channels) * self.sequences)
+
+
+def forward_segments(geometry: Geometry, work: Work, multiprocessors: int) -> int:
+    """Into how many pieces the forward pass cuts sequences along l: one, unless whole ones leave the GPU idle.
+
+    A cut costs every decay a second time, but for the last piece's, so it has to fill what lies more than half idle.
+    Then the pieces are as many as fill the GPU one to four times over, whichever leaves the least of it idle.
+    """
+    blocks, room = work.blocks(geometry), multiprocessors * geometry.blocks
+    if room < 3 * blocks:
+        return 1
+    counts = [(turns * room // blocks, turns * room) for turns in range(1, 5)]
+    fit = [(pieces * blocks / places, -pieces) for pieces, places in counts if pieces * LONG <= work.length]
+    return -max(fit)[1] if fit else max(1, min(room // blocks, work.length // SHORTEST))
+
+
+@cache
+def backward_plan(kind: Kind, work: Work, multiprocessors: int) -> tuple[Geometry, int]:
+    """The backward kernel's geometry, and into how many pieces sequences are cut along l: what takes the least time.
+
+    Two channels a thread are less work, and pieces fill the GPU; both want enough of it to do.
+    """
+    lanes = (1,) if work.channels <= WARP or kind.n > 16 or kind.wide else (1, 2)
+    geometries = [backward_geometry(kind, lanes=count) for count in lanes]
+    plans = []
+    for geometry in geometries:
+        blocks, room = work.blocks(geometry), multiprocessors * geometry.blocks
+        most = max(1, work.length // GRAIN)
+        counts = {1, *(min(most, max(1, turns * room // blocks)) for turns in range(1, 5))}
+        plans += [(_backward_time(geometry, pieces, blocks / room, work.length), geometry, pieces) for pieces in counts]
+    return min(plans, key=lambda plan: (plan[0], plan[2]))[1:]
+
+
+def _backward_time(geometry: Geometry, pieces: int, full: float, length: int) -> float:
+    """What a backward pass takes, in chunks of CHECKPOINT steps, where one piece fills `full` of the GPU.
+
+    Fitted to an H200 (reports/results/scan-h200): half of the time goes by whole turns of the GPU, half by the work in
+    it; one channel a thread costs a quarter more, and what pieces start from a fifth of them and two launches.
+    """
+    full *= pieces
+    turns = (math.ceil(full) + full) / 2
+    chunk = 1.0 if geometry.lanes == 2 else 1.25
+    cut = (1 - 1 / pieces) * 0.22
+    return length / CHECKPOINT / pieces * turns * (chunk + cut) + (2 if pieces > 1 else 0)
 
 
 def most_states(dtype: torch.dtype, shared: int) -> int:
@@ -169,7 +229,10 @@ def _walking(
 def _geometry(
     kind: Kind, states: int, groups: int, lanes: int, blocks: int, shared: int, *options: tuple[str, int]
 ) -> Geometry:
-    sizes = ("STATES", states), ("GROUPS", groups), ("LANES", lanes), ("BLOCKS", blocks), ("SHARED", shared)
+    sizes = (
+        ("STATES", states), ("GROUPS", groups), ("LANES", lanes), ("BLOCKS", blocks), ("SHARED", shared),
+        ("CHECKPOINT", CHECKPOINT),
+    )  # fmt: skip
     return Geometry(
         states=states, groups=groups, lanes=lanes, blocks=blocks, shared=shared,
         defines=(*kind.defines(), *sizes, *options),

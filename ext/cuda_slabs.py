@@ -6,14 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .kept import TOGETHER
 from .reference import accumulation_dtype
 
 
-def forward(scan: Callable[..., Any], width: int, *arguments: Any) -> tuple[Tensor, Tensor]:
-    """`scan_forward` by slabs of `width` states; y is summed in the accumulation dtype."""
+def forward(scan: Callable[..., Any], width: int, kept: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """`scan(kept, …)` by slabs of `width` states; y is summed in the accumulation dtype."""
     y, states = None, []
-    for _, given, options in _slabs(width, arguments):
-        share, state = scan(*given, *options)
+    for slab, given in _slabs(width, arguments):
+        share, state = scan(_kept(kept, slab), *given)
         y = share if y is None else y.add_(share)
         states.append(state)
     assert y is not None
@@ -21,13 +22,13 @@ def forward(scan: Callable[..., Any], width: int, *arguments: Any) -> tuple[Tens
 
 
 def backward(
-    scan: Callable[..., Any], width: int, dy: Tensor, dfinal_state: Tensor, *arguments: Any
+    scan: Callable[..., Any], width: int, dy: Tensor, dfinal_state: Tensor, kept: Tensor, *arguments: Any
 ) -> tuple[Tensor | None, ...]:
     """`scan_backward` by slabs: what belongs to states is joined, the rest added up in the accumulation dtype."""
     found = []
-    for slab, given, options in _slabs(width, arguments):
-        assert given[0] is not None
-        found.append(scan(dy.to(given[0].dtype), dfinal_state[..., slab], *given, *options))
+    for slab, given in _slabs(width, arguments):
+        assert isinstance(given[0], Tensor)
+        found.append(scan(dy.to(given[0].dtype), dfinal_state[..., slab], *given, _kept(kept, slab)))
     grads = []
     for index, (given, parts) in enumerate(zip(arguments[:9], zip(*found, strict=True), strict=True)):
         if given is None:
@@ -46,7 +47,7 @@ _OF_STATES = (2, 3, 4, 8)
 _D = 5
 
 
-def _slabs(width: int, arguments: tuple[Any, ...]) -> Iterator[tuple[slice, list[Tensor | None], tuple[Any, ...]]]:
+def _slabs(width: int, arguments: tuple[Any, ...]) -> Iterator[tuple[slice, tuple[Any, ...]]]:
     """Each slab's columns and what its scan is given: everything in the accumulation dtype, D only once."""
     u, delta, A, B, C, D, z, bias, state, *options = arguments
     real = accumulation_dtype(u.dtype)
@@ -56,4 +57,9 @@ def _slabs(width: int, arguments: tuple[Any, ...]) -> Iterator[tuple[slice, list
         given = [t[..., slab] if t is not None and index in _OF_STATES else t for index, t in enumerate(wide)]
         if first:
             given[_D] = None
-        yield slab, given, tuple(options)
+        yield slab, (*given, *options)
+
+
+def _kept(kept: Tensor | None, slab: slice) -> Tensor | None:
+    """A slab's part of the states that are kept; a slab begins at a multiple of TOGETHER."""
+    return None if kept is None else kept[:, slab.start // TOGETHER : -(-slab.stop // TOGETHER)]

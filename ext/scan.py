@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, Inexact, Int32
 from torch import Tensor
 
-from .backends import pick
+from . import kept
+from .backends import keeps, pick
 from .checks import check_bounds, check_options, check_scan
 
 
@@ -40,15 +41,17 @@ def selective_scan(
     is float64) the states are complex, and B and C may be.
     `cu_seqlens` packs sequences, laid end to end with b = 1; states then have one row a sequence, (s d n). Its values
     run from 0 to l and never decrease: that is checked on the CPU, and elsewhere with MAMBALAB_DEBUG=1.
-    Without an initial state the scan starts from zeros. All inputs but cu_seqlens have gradients, states included.
+    Without an initial state the scan starts from zeros. All inputs but cu_seqlens have gradients, states included. Where
+    they are wanted, the CUDA backend keeps a state every 16 steps: n / 16 times what u takes in float32.
 
     Raises ValueError where a shape, dtype, device or name breaks these rules, or no backend can run.
     """
     check_options(backend, delta_softplus)
     check_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, discretisation)
-    y, final_state = _scan(
-        u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, discretisation, backend or ""
-    )
+    tensors = u, delta, A, B, C, D, z, delta_bias, initial_state
+    differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    keep = differentiable and keeps(u.device, backend, A.is_complex())
+    y, final_state, _ = _scan(*tensors, cu_seqlens, delta_softplus, discretisation, backend or "", keep)
     return (y, final_state) if return_final_state else y
 
 
@@ -67,11 +70,15 @@ def _scan(
     delta_softplus: bool,
     discretisation: str,
     backend: str,
-) -> tuple[Tensor, Tensor]:
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     check_bounds(cu_seqlens, u.shape[1])
-    return pick(u.device, backend or None, A.is_complex()).scan_forward(
-        u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, discretisation
-    )
+    row = pick(u.device, backend or None, A.is_complex())
+    given = u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, discretisation
+    if not keep:
+        return *row.scan_forward(*given), _nothing_kept(A)
+    assert row.scan_keeping is not None
+    return row.scan_keeping(*given)
 
 
 @torch.library.custom_op("mambalab::selective_scan_backward", mutates_args=())
@@ -91,18 +98,20 @@ def _scan_backward(
     delta_softplus: bool,
     discretisation: str,
     backend: str,
+    states: Tensor | None,
 ) -> list[Tensor]:
-    grads = pick(u.device, backend or None, A.is_complex()).scan_backward(
-        dy, dfinal_state, u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, discretisation
-    )
+    row = pick(u.device, backend or None, A.is_complex())
+    given = u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, discretisation
+    grads = row.scan_backward(dy, dfinal_state, *given, *(() if states is None else (states,)))
     return [grad for grad in grads if grad is not None]
 
 
 @_scan.register_fake
-def _(u: Tensor, delta: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    cu_seqlens = rest[6]
+def _(u: Tensor, delta: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, cu_seqlens, _, _, _, keep = rest
     rows = u.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    return u.new_empty(u.shape), A.new_empty(rows, *A.shape)
+    states = A.new_empty(kept.shape(u, A, cu_seqlens)) if keep else _nothing_kept(A)
+    return u.new_empty(u.shape), A.new_empty(rows, *A.shape), states
 
 
 @_scan_backward.register_fake
@@ -110,15 +119,21 @@ def _(dy: Tensor, dfinal_state: Tensor, *inputs: Any) -> list[Tensor]:
     return [tensor.new_empty(tensor.shape) for tensor in inputs[:9] if tensor is not None]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:10])
-    ctx.options = inputs[10:]
+def _nothing_kept(A: Tensor) -> Tensor:
+    return A.new_empty(0)
 
 
-def _differentiate(ctx: Any, dy: Tensor, dfinal_state: Tensor) -> tuple[Tensor | None, ...]:
-    inputs = ctx.saved_tensors
-    grads = iter(_scan_backward(dy, dfinal_state, *inputs, *ctx.options))
-    return *(None if tensor is None else next(grads) for tensor in inputs[:9]), None, None, None, None
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *options, keep = inputs[10:]
+    ctx.options = options
+    ctx.mark_non_differentiable(output[2])
+    ctx.save_for_backward(*inputs[:10], output[2] if keep else None)
+
+
+def _differentiate(ctx: Any, dy: Tensor, dfinal_state: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    *inputs, states = ctx.saved_tensors
+    grads = iter(_scan_backward(dy, dfinal_state, *inputs, *ctx.options, states))
+    return *(None if tensor is None else next(grads) for tensor in inputs[:9]), None, None, None, None, None
 
 
 _scan.register_autograd(_differentiate, setup_context=_save)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from . import reference
 
@@ -17,7 +18,8 @@ Draw = Callable[..., Tensor]
 
 def failure(row: Any, device: torch.device) -> str | None:
     """Why the backend `row` must not be used on `device`: its first wrong answer or error; None when all are right."""
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+    plain = torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False)
+    with _disable_current_modes(), plain[0], plain[1], plain[2]:
         for question in (*QUESTIONS, long_scan) if row.splits else QUESTIONS:
             name = question.__name__
             try:
@@ -39,7 +41,7 @@ def scan(row: Any, draw: Draw) -> list[Tensor]:
     A, D, bias = -draw(d, n).abs(), draw(d), draw(d)
     initial_state, dfinal_state = draw(b, d, n), draw(b, d, n)
     given = (u, delta, A, B, C, D, z, bias, initial_state, None, True, "euler")
-    return _present(*row.scan_forward(*given), *row.scan_backward(dy, dfinal_state, *given))
+    return _scanned(row, dy, dfinal_state, given)
 
 
 def packed_scan(row: Any, draw: Draw) -> list[Tensor]:
@@ -49,7 +51,7 @@ def packed_scan(row: Any, draw: Draw) -> list[Tensor]:
     A, B, C = -draw(d, n).abs(), draw(d, n), draw(d, n)
     initial_state, dfinal_state = draw(3, d, n), draw(3, d, n)
     given = (u, delta, A, B, C, None, None, None, initial_state, _bounds(u, 0, 4, 4, length), False, "zoh")
-    return _present(*row.scan_forward(*given), *row.scan_backward(dy, dfinal_state, *given))
+    return _scanned(row, dy, dfinal_state, given)
 
 
 def long_scan(row: Any, draw: Draw) -> list[Tensor]:
@@ -59,7 +61,16 @@ def long_scan(row: Any, draw: Draw) -> list[Tensor]:
     A, B, C = -draw(d, n).abs(), draw(1, length, n), draw(1, length, n)
     initial_state, dfinal_state = draw(1, d, n), draw(1, d, n)
     given = (u, delta, A, B, C, None, None, None, initial_state, None, False, "euler")
-    return _present(*row.scan_forward(*given), *row.scan_backward(dy, dfinal_state, *given))
+    return _scanned(row, dy, dfinal_state, given)
+
+
+def _scanned(row: Any, dy: Tensor, dfinal_state: Tensor, given: tuple[Any, ...]) -> list[Tensor]:
+    """The results and gradients of a scan; from the states that it kept, where the backend keeps any."""
+    scan_keeping = getattr(row, "scan_keeping", None)
+    if scan_keeping is None:
+        return _present(*row.scan_forward(*given), *row.scan_backward(dy, dfinal_state, *given))
+    y, final_state, states = scan_keeping(*given)
+    return _present(y, final_state, *row.scan_backward(dy, dfinal_state, *given, states))
 
 
 def conv(row: Any, draw: Draw) -> list[Tensor]:

@@ -21,13 +21,13 @@ def _emulated(module: str, function: str) -> Callable[..., Any]:
     """The named function of the CUDA backend, for tensors of the CPU; the memory that it allocates is NaN."""
 
     def call(*arguments: Any) -> Any:
-        launch, scan = import_module("mambalab.ext.cuda_launch"), import_module("mambalab.ext.cuda")
+        launch, geometry = import_module("mambalab.ext.cuda_launch"), import_module("mambalab.ext.cuda_geometry")
         stand_ins = {
             "kernel": cuda_emulator.kernel,
             "multiprocessors": lambda device: MULTIPROCESSORS,
             "shared_memory": lambda device: SHARED,
         }
-        cut = patch.object(scan, "SHORTEST", SHORTEST)
+        cut = patch.object(geometry, "SHORTEST", SHORTEST)
         with patch.multiple(launch, **stand_ins), cut, _fresh_memory_is_nan():
             return getattr(import_module(f"mambalab.ext.{module}"), function)(*arguments)
 
@@ -54,6 +54,7 @@ EMULATED = Backend(
     splits=True,
     scan_forward=_emulated("cuda", "scan_forward"),
     scan_backward=_emulated("cuda", "scan_backward"),
+    scan_keeping=_emulated("cuda", "scan_keeping"),
     conv_forward=_emulated("cuda_conv", "conv_forward"),
     conv_backward=_emulated("cuda_conv", "conv_backward"),
     norm_forward=_emulated("cuda_norm", "norm_forward"),

@@ -13,17 +13,18 @@ every_cuda = over([*(row for row in backends.BACKENDS if row.name == "cuda"), EM
 
 # What is replaced, by what, and which questions run the kernel.
 HARMS = {
-    "scan_forward.cu": ("exp2_of(", "(Real)1.001 * exp2_of(", "scan"),
-    "scan_backward.cuh": ("exp2_of(", "(Real)1.001 * exp2_of(", "scan"),
-    "scan_states.cu": ("exp2_of(", "(Real)1.001 * exp2_of(", "scan"),
+    "scan_forward.cu": ("decay_of(", "(Real)1.001 * decay_of(", "scan"),
+    "scan_backward.cuh": ("decay_of(", "(Real)1.001 * decay_of(", "scan"),
+    "scan_states.cu": ("decay_of(", "(Real)1.01 * decay_of(", "long_scan"),
     "scan_carry.cu": ("exp2_of(", "(Real)1.01 * exp2_of(", "long_scan"),
-    "scan_sum.cu": ("sum += ", "sum += (Real)1.001 * ", "scan"),
+    "scan_sum.cu": ("sum.at[j] += ", "sum.at[j] += (Real)1.001 * ", "scan"),
+    "slices.cuh": ("sum += ", "sum += (Real)1.001 * ", "norm"),
     "conv.cu": ("= sigmoid(", "= (Real)1.001 * sigmoid(", "conv"),
     "conv_tile.cuh": ("*= sigmoid(", "*= (Real)1.001 * sigmoid(", "conv"),
-    "sum_parts.cu": ("sum += ", "sum += (Real)1.001 * ", "norm"),
+    "sum_parts.cu": ("rounded(sum)", "rounded(1.001 * sum)", "norm"),
     "norm.cu": ("sqrt(", "(Real)1.001 * sqrt(", "norm"),
     "step_conv.cu": ("sum += ", "sum += (Real)1.001 * ", "step"),
-    "step_scan.cu": ("exp2_of(", "(Real)1.001 * exp2_of(", "step"),
+    "step_scan.cu": ("decay_of(", "(Real)1.001 * decay_of(", "step"),
 }
 
 

@@ -152,6 +152,7 @@ def test_what_the_self_test_asks_is_compiled_ahead_of_time(recorder):
     row = SimpleNamespace(
         scan_forward=cuda.scan_forward,
         scan_backward=cuda.scan_backward,
+        scan_keeping=cuda.scan_keeping,
         conv_forward=cuda_conv.conv_forward,
         conv_backward=cuda_conv.conv_backward,
         norm_forward=cuda_norm.norm_forward,

@@ -1,6 +1,6 @@
 // The gradients of the selective scan: each block walks one segment of one sequence backwards, a chunk at a time.
 //
-// From the state before a chunk (a checkpoint) a thread walks forward and keeps the states between parts of PART steps;
+// From the state before a chunk, which the forward pass has kept, a thread walks forward and keeps the states between parts of PART steps;
 // then, from the last part to the first, it walks that part forward with every decay and state in registers, and back.
 // With s the gradient of a state coming from later steps, and q_t = exp(Δ_t A) h_{t-1}:
 //
@@ -12,28 +12,17 @@
 // left to scan_sum.cu for each block of channels; sums over l likewise for each segment.
 #include "scan_backward.cuh"
 
-// Where a thread's fours of a chunk go: the place of step 0 in the results (b l d).
-struct Target {
-  using Channels = Dealt<CHANNELS>;
-  long long first;
-  int columns;
-
-  __device__ __forceinline__ Target(const Inputs& in, const Place& place)
-      : columns(place.columns(in) - Channels::column()) {
-    first = (place.row * in.length + Channels::step(0)) * in.channels + place.channel + Channels::column();
-  }
-};
-
 // Sums over n become the gradients of u, Δ and z, for those of a thread's fours that lie in the FINISH steps from `from` on
-// in the chunk that begins at t.
-__device__ __forceinline__ void finish(const Arguments& a, const Tile& tile, Shared& shared, const Target& target,
-                                       long long t, int from, int left) {
+// in the chunk that begins t steps behind the segment.
+__device__ __forceinline__ void finish(const Arguments& a, const Tile& tile, Shared& shared, int columns, Step t,
+                                       int from, int left) {
   using Channels = Dealt<CHANNELS>;
   const int column = Channels::column();
+  columns -= column;
 #pragma unroll
   for (int r = 0; r < Channels::COUNT; ++r) {
     const int step = Channels::step(r);
-    if (!Channels::mine(r) || step < from || step >= from + FINISH || step >= left || target.columns <= 0) continue;
+    if (!Channels::mine(r) || step < from || step >= from + FINISH || step >= left || columns <= 0) continue;
     Four sum[SUMS] = {};
 #pragma unroll
     for (int k = 0; k < SUMS; ++k)
@@ -50,9 +39,9 @@ __device__ __forceinline__ void finish(const Arguments& a, const Tile& tile, Sha
     }
     shared.dD[threadIdx.x] = plus(shared.dD[threadIdx.x], times(dy, u));
     shared.dbias[threadIdx.x] = plus(shared.dbias[threadIdx.x], ddelta);
-    const long long to = target.first + (t + r * Channels::APART) * a.in.channels;
-    put(a.du + to, du, target.columns);
-    put(a.ddelta + to, ddelta, target.columns);
+    const long long to = shared.origin.results + column + steps_of(t + step, a.in.channels);
+    put(a.du + to, du, columns);
+    put(a.ddelta + to, ddelta, columns);
     if (GATED) {
       const Four z = widen(shared.z[GATED ? r : 0][threadIdx.x]), y = plus(sum[2], times(D, u));
       Four dz = times(widen(shared.dy[r][threadIdx.x]), y);
@@ -61,31 +50,30 @@ __device__ __forceinline__ void finish(const Arguments& a, const Tile& tile, Sha
         const Real open = sigmoid(z.at[j]);
         dz.at[j] *= open * (1 + z.at[j] * (1 - open));
       }
-      put(a.dz + to, dz, target.columns);
+      put(a.dz + to, dz, columns);
     }
   }
 }
 
-// Ask for the chunk that begins at t: its inputs and the state before it.
-__device__ __forceinline__ void ask(const Arguments& a, const Place& place, Shared& shared, const Thread& thread,
-                                    long long t) {
+// Ask for the chunk that begins t steps behind the segment, of which `left` are there: its inputs and the state before it.
+__device__ __forceinline__ void ask(const Arguments& a, int columns, Shared& shared, const Thread& thread, Step t,
+                                    int left) {
   const Inputs& in = a.in;
-  const int left = place.left(t);
-  rows_of(in.u, in, place, t).copy(shared.u, left);
-  rows_of(in.delta, in, place, t).copy(shared.delta, left);
-  rows_of(a.dy, in, place, t).copy(shared.dy, left);
-  if (GATED) rows_of(in.z, in, place, t).copy(shared.z, left);
-  if (!STATIC_B) columns_of(in.B, in, place, t).copy(shared.B, left);
-  if (!STATIC_C) columns_of(in.C, in, place, t).copy(shared.C, left);
-  const Pack<Real, STATES>* const kept =
-      (const Pack<Real, STATES>*)a.checkpoints + (checkpoint_slot(in, place, t) * GROUPS + thread.group) * in.channels;
+  const Origin& origin = shared.origin;
+  Rows(origin.u, in.u.stride, columns, t).copy(shared.u, left);
+  Rows(origin.delta, in.delta.stride, columns, t).copy(shared.delta, left);
+  Rows(origin.dy, a.dy.stride, columns, t).copy(shared.dy, left);
+  if (GATED) Rows(origin.z, in.z.stride, columns, t).copy(shared.z, left);
+  if (!STATIC_B) Columns(origin.B, in.B.stride, (int)in.n, t).copy(shared.B, left);
+  if (!STATIC_C) Columns(origin.C, in.C.stride, (int)in.n, t).copy(shared.C, left);
 #pragma unroll
-  for (int c = 0; c < LANES; ++c) {
-    if (thread.d + c < in.channels)
-      copy_async(&shared.checkpoint[c][threadIdx.x], &kept[thread.d + c]);
-    else
-      shared.checkpoint[c][threadIdx.x] = {};
-  }
+  for (int c = 0; c < LANES; ++c)
+#pragma unroll
+    for (int j = 0; j < Kept::PIECES; ++j) {
+      copy_async((Kept::Piece*)&shared.checkpoint[c][threadIdx.x].at[j * TOGETHER],
+                 a.kept.at(origin.slot + t / CHECKPOINT, thread.n0, j, thread.d + c, in.channels),
+                 thread.d + c < in.channels && thread.n0 + j * TOGETHER < in.n);
+    }
 }
 
 // The chunk that has come, as the walk needs it.
@@ -108,26 +96,9 @@ __device__ __forceinline__ void fill(Tile& tile, Shared& shared, int left) {
   }
 }
 
-// The state before step t: its checkpoint, and what came through of the state that the segment started from.
-__device__ __forceinline__ void restore(const Arguments& a, const Place& place, const Shared& shared,
-                                        const Thread& thread, long long t, Lines& h) {
-  const Inputs& in = a.in;
-#pragma unroll
-  for (int c = 0; c < LANES; ++c) {
-    const long long d = thread.d + c;
-    (Pack<Real, STATES>&)h.at[c] = shared.checkpoint[c][threadIdx.x];
-    if (place.segment == 0 || d >= in.channels) continue;
-    States start;
-    start.load_row(a.carried, place.sequence * in.segments + place.segment, d, thread.n0, in);
-    const Real sum = a.checkpoint_sums[checkpoint_slot(in, place, t) * in.channels + d];
-#pragma unroll
-    for (int i = 0; i < STATES; ++i) h.at[c].at[i] += exp2_of(thread.A.at[c].at[i] * sum) * start.at[i];
-  }
-}
-
 // PART steps from `first` on, forward from what was kept, then back; the terms of dB and dC leave for memory.
-__device__ __forceinline__ void walk(const Arguments& a, const Place& place, const Tile& tile, Shared& shared,
-                                     Thread& thread, const Lines& before, long long t, int first) {
+__device__ __forceinline__ void walk(const Tile& tile, Shared& shared, Thread& thread, const Lines& before, Step t,
+                                     int first, int left) {
   Lines decay[PART], h[PART + 1];
   h[0] = before;
 #pragma unroll
@@ -141,11 +112,10 @@ __device__ __forceinline__ void walk(const Arguments& a, const Place& place, con
   for (int k = PART - 1; k >= 0; --k) thread.retreat(tile, shared, first + k, decay[k], h[k], h[k + 1]);
 #if !STATIC_B || !STATIC_C
   __syncwarp();
-  const long long rows = a.in.bounds.data ? 1 : a.in.sequences;
-  const long long row = ((place.channel / CHANNELS) * rows + place.row) * a.in.length + t + first;
   across_channels(shared.across[thread.group], thread.lane, [&](int value, Real sum) {
-    const int step = value / (SELECTIVE * STATES), kind = value / STATES % SELECTIVE, n = thread.n0 + value % STATES;
-    if (t + first + step < place.part.end) a.dmatrices[((row + step) * SELECTIVE + kind) * PADDED + n] = sum;
+    const int step = first + value / (SELECTIVE * STATES), kind = value / STATES % SELECTIVE;
+    Real* const row = shared.origin.dmatrices + steps_of(t + step, SELECTIVE * PADDED);
+    if (step < left) row[kind * PADDED + thread.n0 + value % STATES] = sum;
   });
   __syncwarp();
 #endif
@@ -184,7 +154,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
   const Place place(in, blockIdx.x);
   Thread thread(in, place);
   const bool last = place.segment == in.segments - 1;
-  const Tensor<const void>& start = last ? a.dfinal : a.carried_back;
+  const Tensor<const void>& start = last ? a.dfinal : a.carried;
   if (start.data)
 #pragma unroll
     for (int c = 0; c < LANES; ++c)
@@ -198,16 +168,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
         there && in.bias.data ? ((const Real*)in.bias.data)[(place.channel + column) * in.bias.stride[0]] : 0;
     shared.D[column] = there && in.D.data ? ((const Real*)in.D.data)[(place.channel + column) * in.D.stride[0]] : 0;
   }
+  if (threadIdx.x == 0) shared.origin.set(a, place);
   __syncthreads();
-  const Target target(in, place);
-  const long long chunks = (place.part.end - place.part.begin + STEPS - 1) / STEPS;
-  if (chunks) ask(a, place, shared, thread, place.part.begin + (chunks - 1) * STEPS);
-  for (long long chunk = chunks - 1; chunk >= 0; --chunk) {
-    const long long t = place.part.begin + chunk * STEPS;
+  const int columns = place.columns(in);
+  const Step length = (Step)(place.part.end - place.part.begin);
+  Step t = (length + STEPS - 1) / STEPS * STEPS - STEPS;
+  if (length) ask(a, columns, shared, thread, t, (int)(length - t));
+  for (int left = (int)(length - t); t >= 0; t -= STEPS, left = STEPS) {
     Lines h, decay, kept[STEPS / PART];
     wait_for_copies();
-    restore(a, place, shared, thread, t, h);
-    fill(tile, shared, place.left(t));
+#pragma unroll
+    for (int c = 0; c < LANES; ++c) (Pack<Real, STATES>&)h.at[c] = shared.checkpoint[c][threadIdx.x];
+    fill(tile, shared, left);
     __syncthreads();
 #pragma unroll 1
     for (int first = 0; first < STEPS; first += PART) {
@@ -216,16 +188,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
 #pragma unroll
       for (int k = 0; k < PART; ++k) thread.advance(tile, first + k, h, decay);
     }
-    const int left = place.left(t);
 #pragma unroll 1
     for (int from = STEPS - FINISH; from >= 0; from -= FINISH) {
 #pragma unroll 1
       for (int first = from + FINISH - PART; first >= from; first -= PART)
-        walk(a, place, tile, shared, thread, kept[first / PART], t, first);
+        walk(tile, shared, thread, kept[first / PART], t, first, left);
       __syncthreads();
-      finish(a, tile, shared, target, t, from, left);
+      finish(a, tile, shared, columns, t, from, left);
       // The chunk before has the other blocks' walks to come.
-      if (from == 0 && chunk) ask(a, place, shared, thread, t - STEPS);
+      if (from == 0 && t) ask(a, columns, shared, thread, t - STEPS, STEPS);
       __syncthreads();
     }
   }

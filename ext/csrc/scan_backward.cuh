@@ -5,11 +5,9 @@
 struct Arguments {
   Inputs in;
   Tensor<const Element> dy;
-  Tensor<const void> carried;       // (sequences, segments, d, n): the state that a segment but the first starts from
-  Tensor<const void> carried_back;  // the same: the adjoint that a segment but the last starts from
-  Tensor<const void> dfinal;        // (sequences, d, n)
-  const Real* checkpoints;
-  const Real* checkpoint_sums;
+  Tensor<const void> carried;  // (sequences, segments, d, n): the adjoint that a segment but the last starts from
+  Tensor<const void> dfinal;   // (sequences, d, n)
+  Kept kept;
   Element *du, *ddelta, *dz;  // (b l d)
   Real* dstate;               // (sequences, d, n)
   Real* dmatrices;            // (channel blocks, b, l, [dB] [dC], PADDED)
@@ -30,6 +28,30 @@ struct Tile {
   Real B[STATIC_B ? 1 : STEPS][PADDED], C[STATIC_C ? 1 : STEPS][PADDED];
 };
 
+// Where the segment begins, in what is read and in what is written, for the block's first channel. As what every chunk
+// starts from it would take up registers, and 64-bit products if it were computed again.
+struct Origin {
+  const Element *u, *delta, *dy, *z, *B, *C;
+  long long results;  // in du, ddelta and dz
+  long long slot;     // of kept states
+  Real* dmatrices;
+
+  __device__ void set(const Arguments& a, const Place& place) {
+    const Inputs& in = a.in;
+    const long long begin = place.part.begin, rows = in.bounds.data ? 1 : in.sequences;
+    u = in.u.at(place.row, begin, place.channel);
+    delta = in.delta.at(place.row, begin, place.channel);
+    dy = a.dy.at(place.row, begin, place.channel);
+    if (GATED) z = in.z.at(place.row, begin, place.channel);
+    if (!STATIC_B) B = (const Element*)in.B.data + place.row * in.B.stride[0] + begin * in.B.stride[1];
+    if (!STATIC_C) C = (const Element*)in.C.data + place.row * in.C.stride[0] + begin * in.C.stride[1];
+    results = (place.row * in.length + begin) * in.channels + place.channel;
+    slot = checkpoint_slot(in, place, begin);
+    const long long row = ((place.channel / CHANNELS) * rows + place.row) * in.length + begin;
+    dmatrices = a.dmatrices + row * SELECTIVE * PADDED;
+  }
+};
+
 // What is written while a part is walked. The tile, which is read meanwhile, lies in memory of its own: the compiler then
 // knows that no write changes it, and reads ahead.
 struct Shared {
@@ -42,6 +64,7 @@ struct Shared {
   // What would only take up registers during a walk: the channels' parameters, and what threads have summed up over l.
   Real bias[CHANNELS], D[CHANNELS];
   Four dD[THREADS], dbias[THREADS];
+  Origin origin;
 };
 static_assert(sizeof(Shared) <= SHARED, "the host counts as this does");
 
@@ -94,9 +117,9 @@ struct Thread {
       const Pack<Real, STATES> b = row_B(tile, t, c);
 #pragma unroll
       for (int i = 0; i < STATES; ++i) {
-        const Real exponent = step.at[c] * A.at[c].at[i];
-        decay.at[c].at[i] = exp2_of(exponent);
-        h.at[c].at[i] = decay.at[c].at[i] * h.at[c].at[i] + input.at[c] * b.at[i] * gain(exponent);
+        const Real a = A.at[c].at[i];
+        decay.at[c].at[i] = decay_of(step.at[c], a);
+        h.at[c].at[i] = decay.at[c].at[i] * h.at[c].at[i] + input.at[c] * b.at[i] * gain(step.at[c], a);
       }
     }
   }
@@ -111,7 +134,7 @@ struct Thread {
       const Pack<Real, STATES> b = row_B(tile, t, c), out = row_C(tile, t, c);
 #pragma unroll
       for (int i = 0; i < STATES; ++i) {
-        const Real a = A.at[c].at[i], factor = gain(step.at[c] * a);
+        const Real a = A.at[c].at[i], factor = gain(step.at[c], a);
         const Real g = out.at[i] * dy.at[c] + s.at[c].at[i];
         const Real gq = g * (decay.at[c].at[i] * before.at[c].at[i]);
         (STATIC_B ? dB.at[c].at[i] : terms_B.at[i]) += input.at[c] * factor * g;

@@ -2,7 +2,7 @@
 //
 // While a tile is walked, the sums of the tile before become outputs and the tile after is made ready, a piece between
 // every UNROLL steps: exponentials, multiplications and memory then keep each other company in every warp at any time.
-#define CHECKPOINT 0
+// Where KEEP is 1, the state before every CHECKPOINT-th step is kept for the backward pass.
 #include "scan_tile.cuh"
 
 struct Arguments {
@@ -10,6 +10,7 @@ struct Arguments {
   Tensor<const void> carried;  // (sequences, segments, d, n): the state each segment but the first starts from
   Element* y;                  // (b l d)
   Real* final_state;           // (sequences, d, n)
+  Kept kept;
 };
 
 struct Tile {
@@ -154,12 +155,19 @@ __device__ __forceinline__ void walk(const Operands& given, Real (*partial)[CHAN
     Real y = 0;
 #pragma unroll
     for (int i = 0; i < STATES; ++i) {
-      const Real exponent = given.step[t].at[0] * A.at[i];
-      h.at[i] = exp2_of(exponent) * h.at[i] + given.step[t].at[1] * given.in[t].at[i] * gain(exponent);
+      const Real delta = given.step[t].at[0], x = given.step[t].at[1] * given.in[t].at[i];
+      h.at[i] = decay_of(delta, A.at[i]) * h.at[i] + x * gain(delta, A.at[i]);
       y += given.out[t].at[i] * h.at[i];
     }
     partial[t][threadIdx.x % WARP] = y;
   }
+}
+
+__device__ __forceinline__ void keep(const Arguments& a, long long slot, int n0, long long d, const States& h) {
+#pragma unroll
+  for (int j = 0; j < Kept::PIECES; ++j)
+    if (n0 + j * TOGETHER < a.in.n && d < a.in.channels)
+      *a.kept.at(slot, n0, j, d, a.in.channels) = *(const Kept::Piece*)&h.at[j * TOGETHER];
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(const Arguments a) {
@@ -191,9 +199,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(const
     next.load(shared.tile[k], 0, B, C);
 #pragma unroll
     for (int w = 0; w < WALKS; ++w) {
+      const int at = w * UNROLL;
+      if (KEEP && at % CHECKPOINT == 0 && at < left && (STEPS >= CHECKPOINT || (t - begin) % CHECKPOINT == 0))
+        keep(a, checkpoint_slot(in, place, t + at), n0, d, h);
       operands = next;
-      if (w + 1 < WALKS) next.load(shared.tile[k], (w + 1) * UNROLL, B, C);
-      walk(operands, &shared.partial[k][group][w * UNROLL], A, h);
+      if (w + 1 < WALKS) next.load(shared.tile[k], at + UNROLL, B, C);
+      walk(operands, &shared.partial[k][group][at], A, h);
 #pragma unroll
       for (int piece = w * mover.PIECES / WALKS; piece < (w + 1) * mover.PIECES / WALKS; ++piece)
         mover.move(piece, shared, k, left, t == begin);

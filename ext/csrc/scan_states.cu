@@ -1,7 +1,6 @@
-// The states of a scan without its outputs: what a segment leaves behind, and checkpoints along the way.
+// The states of a scan without its outputs: what each segment leaves behind.
 //
-// Forward (REVERSE 0) it is h_t = exp(Δ_t A) h_{t-1} + Δ_t B_t u_t; where CHECKPOINT is not 0, h is kept before every
-// CHECKPOINT-th step. In REVERSE it is the adjoint s_t = exp(Δ_t A) (C_t dy'_t + s_{t+1}), where dy' = dy silu(z) and
+// Forward (REVERSE 0) it is h_t = exp(Δ_t A) h_{t-1} + Δ_t B_t u_t. In REVERSE it is the adjoint s_t = exp(Δ_t A) (C_t dy'_t + s_{t+1}), where dy' = dy silu(z) and
 // s is the gradient of the state before step t. A segment that is not the first to be walked starts from zero: the sum
 // of its Δ is kept too, for exp(A ΣΔ) is how much of the state it is given later comes through.
 #include "scan_tile.cuh"
@@ -12,8 +11,6 @@ struct Arguments {
   Tensor<const void> dfinal;  // (sequences, d, n)
   Real* ends;                 // (sequences, segments, d, n)
   Real* sums;                 // (sequences, segments, d)
-  Real* checkpoints;          // (slots, GROUPS, d, STATES): see checkpoint_slot
-  Real* checkpoint_sums;      // (slots, d)
 };
 
 constexpr bool STATIC_INPUT = REVERSE ? STATIC_C : STATIC_B;
@@ -110,25 +107,12 @@ __device__ __forceinline__ void walk(const Operands& given, const States& A, Sta
     sum += given.step[k].at[0];
 #pragma unroll
     for (int i = 0; i < STATES; ++i) {
-      const Real exponent = given.step[k].at[0] * A.at[i], x = given.step[k].at[1] * given.input[k].at[i];
-      if (REVERSE)
-        h.at[i] = exp2_of(exponent) * (x + h.at[i]);
-      else
-        h.at[i] = exp2_of(exponent) * h.at[i] + x * gain(exponent);
+      const Real delta = given.step[k].at[0], x = given.step[k].at[1] * given.input[k].at[i];
+      const Real decay = decay_of(delta, A.at[i]);
+      h.at[i] = REVERSE ? decay * (x + h.at[i]) : decay * h.at[i] + x * gain(delta, A.at[i]);
     }
   }
 }
-
-#if CHECKPOINT
-// The state before step t, and the sum of Δ since the segment began.
-__device__ __forceinline__ void keep(const Arguments& a, const Place& place, long long t, long long d, int group,
-                                     const States& h, Real sum) {
-  if (t >= place.part.end || d >= a.in.channels) return;
-  const long long slot = checkpoint_slot(a.in, place, t);
-  *(Pack<Real, STATES>*)&a.checkpoints[((slot * GROUPS + group) * a.in.channels + d) * STATES] = h;
-  if (group == 0) a.checkpoint_sums[slot * a.in.channels + d] = sum;
-}
-#endif
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_states(const Arguments a) {
   DYNAMIC_SHARED(bytes);
@@ -137,7 +121,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_states(const 
   const Place place(in, blockIdx.x);
   const long long last = REVERSE ? 0 : in.segments - 1, first = in.segments - 1 - last;
   // Nobody asks what the last segment to be walked leaves behind.
-  if (place.segment == last && !CHECKPOINT) return;
+  if (place.segment == last) return;
   const long long tiles = (place.part.end - place.part.begin + STEPS - 1) / STEPS;
   const long long d = place.channel + threadIdx.x % WARP;
   const int group = threadIdx.x / WARP, n0 = group * STATES;
@@ -165,9 +149,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_states(const 
 #pragma unroll
     for (int w = 0; w < WALKS; ++w) {
       const int at = w * UNROLL;
-#if CHECKPOINT
-      if (at % CHECKPOINT == 0) keep(a, place, tile_begin(m) + at, d, group, h, sum);
-#endif
       operands = next;
       if (w + 1 < WALKS) next.load(shared.tile[m & 1], at + UNROLL, fixed);
       walk(operands, A, h, sum);
@@ -176,7 +157,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_states(const 
         mover.move(piece, shared.tile[~m & 1], left, left_next);
     }
   }
-  if (place.segment == last) return;
   const long long index = place.sequence * in.segments + place.segment;
   h.store(a.ends, index, d, n0, in);
   if (group == 0 && d < in.channels) a.sums[index * in.channels + d] = sum;

@@ -1,9 +1,7 @@
 // The last sums of the scan's gradients: of B and C over blocks of channels, of the parameters over sequences and segments.
 //
 // Every sum is taken in an order that depends on nothing but how many terms there are.
-#include "common.cuh"
-
-constexpr int SLICES = 8;
+#include "slices.cuh"
 
 struct Result {
   void* data;       // 0 where it is not wanted
@@ -19,39 +17,35 @@ struct Arguments {
   long long segments, channels;
 };
 
-// Many terms of few results: the slices share them out.
-__device__ __forceinline__ Real total(const Real* terms, long long count, long long apart, bool mine,
-                                      Real (*share)[WARP]) {
-  const int slice = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-  Real sum = 0;
-  if (mine)
-#pragma unroll 8
-    for (long long k = slice; k < count; k += SLICES) sum += terms[k * apart];
-  share[slice][lane] = sum;
-  __syncthreads();
-  sum = 0;
-#pragma unroll
-  for (int k = 0; k < SLICES; ++k) sum += share[k][lane];
-  return sum;
-}
+typedef Pack<Real, 4> Four;
 
-// Few terms of many results: a thread takes all the terms of its own.
+// Few terms of many results: a thread takes all the terms of four.
 __device__ __forceinline__ void sum_matrices(const Arguments& a, long long selective, long long index) {
   const long long matrix = a.rows * selective * a.padded;
   if (index >= matrix) return;
-  Real sum = 0;
+  Four sum = {};
 #pragma unroll 8
-  for (long long k = 0; k < a.blocks; ++k) sum += a.matrices[k * matrix + index];
+  for (long long k = 0; k < a.blocks; ++k) {
+    const Four terms = *(const Four*)&a.matrices[k * matrix + index];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) sum.at[j] += terms.at[j];
+  }
   const long long n = index % a.padded, kind = index / a.padded % selective, row = index / a.padded / selective;
-  if (n < a.n) (a.dB && kind == 0 ? a.dB : a.dC)[row * a.n + n] = narrow(sum);
+  Element* const to = (a.dB && kind == 0 ? a.dB : a.dC) + row * a.n + n;
+  if (a.n % 4 == 0) {
+    *(Pack<Element, 4>*)to = narrow(sum);
+    return;
+  }
+  for (int j = 0; j < 4; ++j)
+    if (n + j < a.n) to[j] = narrow(sum.at[j]);
 }
 
 extern "C" __global__ void __launch_bounds__(WARP* SLICES) scan_sum(const Arguments a) {
   __shared__ Real share[SLICES][WARP];
   const long long selective = (a.dB ? 1 : 0) + (a.dC ? 1 : 0), threads = WARP * SLICES;
-  const long long matrix_blocks = (a.rows * selective * a.padded + threads - 1) / threads;
+  const long long matrix_blocks = (a.rows * selective * a.padded / 4 + threads - 1) / threads;
   if (blockIdx.x < matrix_blocks) {
-    sum_matrices(a, selective, blockIdx.x * threads + threadIdx.x);
+    sum_matrices(a, selective, (blockIdx.x * threads + threadIdx.x) * 4);
     return;
   }
   const long long count = a.channels * a.n;
@@ -63,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(WARP* SLICES) scan_sum(const Argume
   long long all = 0;
   for (const Result& result : results) all += result.count;
   long long index = (blockIdx.x - matrix_blocks) * WARP + threadIdx.x % WARP;
-  const Real sum = total(a.parameters + index, a.segments, all, index < all, share);
+  const Real sum = over_slices<Real>(a.parameters + index, a.segments, all, index < all, share);
   for (const Result& result : results) {
     if (threadIdx.x < WARP && index >= 0 && index < result.count && result.data) ((Real*)result.data)[index] = sum;
     index -= result.count;

@@ -17,6 +17,17 @@ constexpr int GRAIN = 32;
 static_assert(GRAIN % STEPS == 0, "a segment is whole tiles");
 constexpr int PADDED = (STATES * GROUPS + VECTOR - 1) / VECTOR * VECTOR;
 
+// Counts steps, none negative. Where rows can be read in fours the host has made sure that sequences are shorter than 2^31
+// steps, and a step less than 2^31 elements, which spares 64-bit products.
+#if ALIGNED
+typedef int Step;
+#else
+typedef long long Step;
+#endif
+__device__ __forceinline__ long long steps_of(Step count, long long elements) {
+  return ALIGNED ? (long long)((unsigned long long)(unsigned)count * (unsigned)elements) : count * elements;
+}
+
 // What a scan is given, in the order in which the host lays it out; absent tensors have no data.
 struct Inputs {
   Tensor<const Element> u, delta, z;
@@ -59,15 +70,28 @@ struct Place {
   }
 };
 
-#if CHECKPOINT
-// Where the state before step t is kept: every sequence has room for one more than l / CHECKPOINT, so that the
-// slots of packed sequences can be told from where they begin.
+// Where the state before step t is kept for the backward pass, every CHECKPOINT steps: every sequence has room for one
+// more than l / CHECKPOINT, so that the slots of packed sequences can be told from where they begin.
 __device__ __forceinline__ long long checkpoint_slot(const Inputs& in, const Place& place, long long t) {
   const long long first = in.bounds.data ? place.whole.begin / CHECKPOINT + place.sequence
                                          : place.sequence * ((in.length + CHECKPOINT - 1) / CHECKPOINT);
   return first + (t - place.whole.begin) / CHECKPOINT;
 }
-#endif
+
+// The states that were kept: (slots, n / TOGETHER, d, TOGETHER), the last of them zeros where n is no multiple.
+constexpr int TOGETHER = 4;
+
+struct Kept {
+  Real* data;
+  long long along_slots;
+  typedef Pack<Real, STATES < TOGETHER ? STATES : TOGETHER> Piece;
+  static constexpr int PIECES = (STATES + TOGETHER - 1) / TOGETHER;
+
+  // Piece j of a thread's states of channel d.
+  __device__ __forceinline__ Piece* at(long long slot, int n0, int j, long long d, long long channels) const {
+    return (Piece*)(data + slot * along_slots + ((n0 / TOGETHER + j) * channels + d) * TOGETHER + n0 % TOGETHER);
+  }
+};
 
 typedef Pack<Real, VECTOR> Four;
 
@@ -160,16 +184,13 @@ struct Stream : Dealt<COLUMNS> {
   long long along_l, along_columns;
   int columns;  // from the thread's first on
 
-  // `data` is the first column of the tile's first step; there are `width` columns. Where rows can be read in fours the
-  // host has made sure that a step is less than 2^31 elements, which spares 64-bit products.
-  __device__ __forceinline__ Stream(const Element* data, const long long* stride, int width)
+  // The tile begins `t` steps behind the first column of `data`; there are `width` columns.
+  __device__ __forceinline__ Stream(const Element* data, const long long* stride, int width, Step t = 0)
       : along_l(stride[1]), along_columns(ALIGNED ? 1 : stride[2]), columns(width - this->column()) {
-    from = data + this->column() * along_columns + steps(this->step(0));
+    from = data + this->column() * along_columns + steps(t + this->step(0));
   }
-  __device__ __forceinline__ long long steps(int count) const {
-    return ALIGNED ? (long long)count * (int)along_l : count * along_l;
-  }
-  __device__ __forceinline__ void advance(int count) { from += steps(count); }
+  __device__ __forceinline__ long long steps(Step count) const { return steps_of(count, along_l); }
+  __device__ __forceinline__ void advance(int count) { from += count * along_l; }
   __device__ __forceinline__ bool inside(int r, int left) const {
     return this->mine(r) && this->step(r) < left && columns > 0;
   }
@@ -189,8 +210,8 @@ struct Stream : Dealt<COLUMNS> {
   __device__ __forceinline__ void copy(Raw (*to)[THREADS], int left) const {
 #pragma unroll
     for (int r = 0; r < this->COUNT; ++r) {
-      if (ALIGNED && inside(r, left))
-        copy_async(&to[r][threadIdx.x], (const Raw*)(from + steps(r * APART)));
+      if (ALIGNED)
+        copy_async(&to[r][threadIdx.x], (const Raw*)(from + steps(r * APART)), inside(r, left));
       else
         to[r][threadIdx.x] = load(r, left);
     }
@@ -277,11 +298,7 @@ __device__ __forceinline__ Four time_steps(const Raw& delta, const Four& bias, b
   return step;
 }
 
-// What multiplies B u beside Δ: one under Euler, φ(ΔA) under zero-order hold. The exponent is that of 2.
-__device__ __forceinline__ Real gain(Real exponent) {
-#if ZOH
-  return phi(exponent * (Real)(1 / LOG2_E));
-#else
-  return 1;
-#endif
+// What multiplies B u beside Δ: one under Euler, φ(ΔA) under zero-order hold; A is an exponent of 2.
+__device__ __forceinline__ Real gain(Real delta, Real A) {
+  return ZOH ? phi(delta * A * (Real)(1 / LOG2_E)) : (Real)1;
 }

@@ -97,8 +97,8 @@ __device__ __forceinline__ void advance(const Inputs& in, const Place& place, St
 #pragma unroll
     for (int i = 0; i < FOUR; ++i) {
       if (n + i >= in.n) continue;
-      const Real exponent = step * states.A.at[i], gain = ZOH ? phi(exponent) : (Real)1;
-      states.h.at[i] = exp2_of(exponent * (Real)LOG2_E) * states.h.at[i] + step * gain * B(n + i) * place.u;
+      const Real A = states.A.at[i], gain = ZOH ? phi(step * A) : (Real)1;
+      states.h.at[i] = decay_of(step, A * (Real)LOG2_E) * states.h.at[i] + step * gain * B(n + i) * place.u;
       y += C(n + i) * states.h.at[i];
     }
     states.store(in, place, n);
