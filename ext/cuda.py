@@ -36,7 +36,10 @@ def scan_forward(*given: Any) -> tuple[Tensor, Tensor]:
 def scan_keeping(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     """As `scan_forward`, and what it keeps for `scan_backward` (`kept.shape`)."""
     u, _, A, *_ = given
-    states = A.new_empty(kept.shape(u, A, given[CU_SEQLENS]))
+    bounds = given[CU_SEQLENS]
+    # Zeros where nothing may be written: an op's results are to be the same whatever memory held before.
+    new = A.new_empty if bounds is None and A.shape[1] % kept.TOGETHER == 0 else A.new_zeros
+    states = new(kept.shape(u, A, bounds))
     return *_forward(states, *given), states
 
 

@@ -118,8 +118,10 @@ def backward_geometry(kind: Kind, *, lanes: int) -> Geometry:
     states = _at_most(kind.n, (1, 1), (2, 2), (4, 16), (8, 64))
     groups = -(-kind.n // states)
     part, finish = 4 if states < 8 else 2, 8 if lanes == 2 or states == 8 else CHECKPOINT
-    # Two channels a thread of four bytes each fill the shared memory of three blocks.
-    blocks = 1 if kind.wide else 3 if groups <= 4 and lanes * kind.dtype.itemsize < 8 else 2
+    if lanes == 2 and kind.dtype.itemsize == 4:
+        # Else only two blocks' sums would find room beside the inputs.
+        finish = 4
+    blocks = 1 if kind.wide else 3 if groups <= 4 else 2
     width, threads, padded = WARP * lanes, WARP * groups, _padded(states, groups)
     selective = (not kind.static_B) + (not kind.static_C)
     # Of a chunk as it lies in memory: u, delta, dy and z, then B and C, in whole fours for every thread.
@@ -182,11 +184,12 @@ def backward_plan(kind: Kind, work: Work, multiprocessors: int) -> tuple[Geometr
 def _backward_time(geometry: Geometry, pieces: int, full: float, length: int) -> float:
     """What a backward pass takes, in chunks of CHECKPOINT steps, where one piece fills `full` of the GPU.
 
-    Fitted to an H200 (reports/results/scan-h200): half of the time goes by whole turns of the GPU, half by the work in
-    it; one channel a thread costs a quarter more, and what pieces start from a fifth of them and two launches.
+    Fitted to an H200 (reports/results/scan-h200): a first turn of the GPU that is not full saves half of what it lacks,
+    a last one three quarters; one channel a thread costs a quarter more, and what pieces start from a fifth of a piece
+    and two launches.
     """
     full *= pieces
-    turns = (math.ceil(full) + full) / 2
+    turns = (1 + full) / 2 if full < 1 else full + (math.ceil(full) - full) / 4
     chunk = 1.0 if geometry.lanes == 2 else 1.25
     cut = (1 - 1 / pieces) * 0.22
     return length / CHECKPOINT / pieces * turns * (chunk + cut) + (2 if pieces > 1 else 0)

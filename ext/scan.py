@@ -41,8 +41,8 @@ def selective_scan(
     is float64) the states are complex, and B and C may be.
     `cu_seqlens` packs sequences, laid end to end with b = 1; states then have one row a sequence, (s d n). Its values
     run from 0 to l and never decrease: that is checked on the CPU, and elsewhere with MAMBALAB_DEBUG=1.
-    Without an initial state the scan starts from zeros. All inputs but cu_seqlens have gradients, states included. Where
-    they are wanted, the CUDA backend keeps a state every 16 steps: n / 16 times what u takes in float32.
+    Without an initial state the scan starts from zeros. All inputs but cu_seqlens have gradients, states included. The
+    CUDA backend keeps a state every 16 steps for them: n / 16 times what u takes in float32.
 
     Raises ValueError where a shape, dtype, device or name breaks these rules, or no backend can run.
     """

@@ -83,8 +83,10 @@ def differentiable(argument):
 def test_scan_is_a_well_formed_op(backend, settings):
     name, _, case = scan_on(backend, settings)
     arguments = scan_arguments(name, case)
-    torch.library.opcheck(OPS.selective_scan.default, leaves(arguments))
-    torch.library.opcheck(OPS.selective_scan_backward.default, (*case.weights, *arguments))
+    for keep in (False, True) if backend.scan_keeping else (False,):
+        torch.library.opcheck(OPS.selective_scan.default, (*leaves(arguments), keep))
+        states = OPS.selective_scan(*arguments, keep)[2] if keep else None
+        torch.library.opcheck(OPS.selective_scan_backward.default, (*case.weights, *arguments, states))
 
 
 @every_backend

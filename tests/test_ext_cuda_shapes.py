@@ -16,11 +16,12 @@ from ext_cases import (
     expected_conv,
     norm_with,
     over,
+    scan_case,
     step_with,
     strange,
     usable,
 )
-from mambalab.ext import cuda, cuda_conv, cuda_geometry, cuda_launch, cuda_norm, cuda_step, reference, self_test
+from mambalab.ext import cuda, cuda_conv, cuda_geometry, cuda_launch, cuda_norm, cuda_step, kept, reference, self_test
 from test_ext_step import mixer, states
 
 emulated = over([EMULATED])
@@ -198,6 +199,46 @@ def test_every_block_has_room_in_the_shared_memory(dtype, room):
             assert forward.shared <= room * 1024, kind
             for lanes in (1, 2) if n <= 16 and not kind.wide else (1,):
                 backward = cuda_geometry.backward_geometry(kind, lanes=lanes)
-                rows = sum(1 if static else cuda_geometry.CHECKPOINT for static in (kind.static_B, kind.static_C))
-                tile = kind.real * (3 * cuda_geometry.CHECKPOINT * backward.channels + rows * backward.padded)
+                rows = sum(1 if static else kept.CHECKPOINT for static in (kind.static_B, kind.static_C))
+                tile = kind.real * (3 * kept.CHECKPOINT * backward.channels + rows * backward.padded)
                 assert backward.shared + tile <= room * 1024, kind
+
+
+FULL = {"zoh": False, "softplus": True, "gated": True, "static_B": False, "static_C": False, "aligned": True}
+H200 = 132  # multiprocessors
+
+
+@pytest.mark.parametrize(
+    ("b", "d", "length", "n", "dtype", "lanes", "pieces"),
+    [
+        (8, 1536, 2048, 16, SHORT, 2, 2),
+        (8, 5120, 2048, 16, SHORT, 2, 1),
+        (8, 1536, 2048, 64, SHORT, 1, 1),
+        (64, 128, 4096, 16, SINGLE, 2, 3),
+        (1, 128, 2**20, 16, SINGLE, 2, 198),
+        (1, 16, 64, 16, SINGLE, 1, 1),
+    ],
+)
+def test_the_backward_pass_is_cut_as_was_quickest_on_an_h200(b, d, length, n, dtype, lanes, pieces):
+    kind, work = (
+        cuda_geometry.Kind(dtype=dtype, n=n, **FULL),
+        cuda_geometry.Work(sequences=b, length=length, channels=d),
+    )
+    geometry, found = cuda_geometry.backward_plan(kind, work, H200)
+    assert (geometry.lanes, found) == (lanes, pieces)
+
+
+@emulated
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 16, 40, 70])
+def test_gradients_are_the_same_whether_states_were_kept_or_not(backend, n):
+    usable(backend)
+    case = scan_case(2, 90, n=n)
+    dy, dstate = case.weights
+    given = *case.tensors.values(), None, True, "euler"
+    y, final_state, states = backend.scan_keeping(*given)
+    assert states.shape == kept.shape(y, case.tensors["A"], None)
+    plain = backend.scan_forward(*given)
+    assert y.equal(plain[0])
+    assert final_state.equal(plain[1])
+    grads = backend.scan_backward(dy, dstate, *given), backend.scan_backward(dy, dstate, *given, states)
+    assert all(late.equal(early) for late, early in zip(*grads, strict=True))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from ext_cases import ROWS, TOLERANCE, bare_conv, bare_scan, conv_case, over, scan_case, usable
 from mambalab.ext import rms_norm, step_
+from mambalab.ext.backends import keeps
 from test_ext_gpu import assert_same_bits
 from test_ext_step import mixer, states
 
@@ -136,7 +137,8 @@ def run_scan(name, tensors):
     inputs = dict(tensors)
     above = inputs.pop("dy"), inputs.pop("dfinal_state")
     given = (*inputs.values(), None, True, "euler", name)
-    outputs = (*OPS.selective_scan(*given), *OPS.selective_scan_backward(*above, *given))
+    y, final_state, states = OPS.selective_scan(*given, keeps("cuda", name, False))
+    outputs = y, final_state, *OPS.selective_scan_backward(*above, *given, states if states.numel() else None)
     return {str(place): tensor for place, tensor in enumerate(outputs)} | {"y": outputs[0]}
 
 
@@ -223,7 +225,7 @@ def test_a_gradient_of_more_than_2_31_elements_is_that_of_its_halves(backend):
 def gradients(name, tensors, dy, dstate, start):
     """Of u, delta, B, C, z and, where there is one, the initial state."""
     keys = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
-    grads = OPS.selective_scan_backward(dy, dstate, *map(tensors.get, keys), start, None, True, "euler", name)
+    grads = OPS.selective_scan_backward(dy, dstate, *map(tensors.get, keys), start, None, True, "euler", name, None)
     kept = {0, 1, 3, 4, 6, 8}
     return [grad for place, grad in enumerate(grads) if place in kept]
 
