@@ -126,12 +126,18 @@ def _nothing_kept(A: Tensor) -> Tensor:
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     *options, keep = inputs[10:]
     ctx.options = options
+    # Else torch would fill a gradient for the kept states with zeros.
+    ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[2])
+    ctx.state_shape = output[1].shape
     ctx.save_for_backward(*inputs[:10], output[2] if keep else None)
 
 
-def _differentiate(ctx: Any, dy: Tensor, dfinal_state: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, dy: Tensor | None, dfinal_state: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     *inputs, states = ctx.saved_tensors
+    u, _, A, *_ = inputs
+    dy = u.new_zeros(u.shape) if dy is None else dy
+    dfinal_state = A.new_zeros(ctx.state_shape) if dfinal_state is None else dfinal_state
     grads = iter(_scan_backward(dy, dfinal_state, *inputs, *ctx.options, states))
     return *(None if tensor is None else next(grads) for tensor in inputs[:9]), None, None, None, None, None
 
