@@ -31,6 +31,7 @@ __device__ __forceinline__ void sum_matrices(const Arguments& a, long long selec
     for (int j = 0; j < 4; ++j) sum.at[j] += terms.at[j];
   }
   const long long n = index % a.padded, kind = index / a.padded % selective, row = index / a.padded / selective;
+  if (n >= a.n) return;
   Element* const to = (a.dB && kind == 0 ? a.dB : a.dC) + row * a.n + n;
   if (a.n % 4 == 0) {
     *(Pack<Element, 4>*)to = narrow(sum);
