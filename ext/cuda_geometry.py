@@ -97,7 +97,8 @@ def forward_geometry(kind: Kind, *, keep: bool = False) -> Geometry:
         return kind.real * (2 * (2 * steps * WARP + matrices) + 2 * groups * steps * WARP)
 
     tiles = (32, 16, 8) if states < 16 else (16, 8)
-    return _walking(kind, states, groups, 1 if states == 16 else 2, tiles, shared, ("KEEP", int(keep)))
+    unroll = 1 if states == 16 else 4 if kind.dtype.itemsize == 4 else 2
+    return _walking(kind, states, groups, unroll, tiles, shared, ("KEEP", int(keep)))
 
 
 @cache
