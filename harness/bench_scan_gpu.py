@@ -109,7 +109,7 @@ class MeasuredOnGpu(Measured):
 
     @property
     def special_functions(self) -> int:
-        """exp(ΔA) for each state, softplus and silu two each; the backward pass, which finds no states kept, again."""
+        """exp(ΔA) for each state, softplus and silu two each; the backward pass, which finds no decays kept, again."""
         each = 2 * self.shape.n + 6 if self.split else self.shape.n + 4
         return self.shape.b * self.shape.l * self.shape.d * each * (1 + self.backward)
 
