@@ -39,6 +39,7 @@ class AssociativeRecall:
     """
 
     name: ClassVar[str] = "associative-recall"
+    sized_by: ClassVar[str] = "length"
 
     length: int = 256
     pairs: int = 16

@@ -6,7 +6,7 @@ The axes: b rows of a batch, l tokens of a row, q scored predictions of a row.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int64
@@ -42,10 +42,12 @@ class Task(Protocol):
     vocab_size  all symbols, special ones included
     n_targets   scored predictions of a row
     chance      accuracy expected of a guess among the symbols that can be targets
+    sized_by    the field that makes rows longer
     """
 
-    @property
-    def name(self) -> str: ...
+    name: ClassVar[str]
+    sized_by: ClassVar[str]
+
     @property
     def length(self) -> int: ...
     @property

@@ -36,7 +36,7 @@ class InductionHeads:
     """
 
     name: ClassVar[str] = "induction-heads"
-    n_targets: ClassVar[int] = 1
+    sized_by: ClassVar[str] = "length"
 
     length: int = 256
     vocab_size: int = 16
@@ -46,6 +46,11 @@ class InductionHeads:
         check_counts(self, length=3, vocab_size=3)
         if self.trigger not in ("uniform", "early"):
             raise ValueError(f"trigger must be uniform or early, not {self.trigger!r}")
+
+    @property
+    def n_targets(self) -> int:
+        """The last token's only."""
+        return 1
 
     @property
     def chance(self) -> float:

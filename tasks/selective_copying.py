@@ -39,6 +39,7 @@ class SelectiveCopying:
     """
 
     name: ClassVar[str] = "selective-copying"
+    sized_by: ClassVar[str] = "places"
 
     places: int = 4096 + 16
     copies: int = 16

@@ -1,0 +1,303 @@
+"""The trainer: from a recipe to a folder with weights, log and records, through any number of interruptions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..ext import prepare
+from ..models import weight_files
+from ..models.mamba import Mamba
+from ..reports.record import Record
+from . import run_files
+from .accuracy import Accuracy, measure
+from .recipes import Recipe, from_json, to_json
+from .step import UNROLL, Trainee, first_not_finite, stepper
+
+Say = Callable[[str], object]
+
+
+class DivergedError(ValueError):
+    """A loss that is no finite number: the run can't go on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """How a run stands: steps done, whether they are all, and what was measured last (None before the first time)."""
+
+    step: int
+    done: bool
+    accuracy: Accuracy | None
+
+
+def build(recipe: Recipe, backend: str | None = None) -> nn.Module:
+    """The recipe's model, untrained, on the CPU."""
+    return Mamba(recipe.model, seed=recipe.seed, backend=backend)
+
+
+def load(folder: str | Path, *, device: str = "cpu", backend: str | None = None) -> tuple[Recipe, nn.Module]:
+    """The recipe and the trained model of a finished run. FileNotFoundError where there is none."""
+    content = _read_settings(Path(folder))
+    recipe = from_json(content["recipe"])
+    model = build(recipe, backend)
+    path = Path(folder) / run_files.MODEL
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: no {path.name} here; is the run done?")
+    tensors = weight_files.read(Path(folder))
+    own = dict(model.named_parameters())
+    if {name: t.shape for name, t in tensors.items()} != {name: p.shape for name, p in own.items()}:
+        raise ValueError(f"{path}: its tensors are not those of the model in {run_files.SETTINGS}")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(tensors[name])
+    return recipe, model.to(device).eval()
+
+
+def train(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    device: str = "cpu",
+    backend: str | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    experiment: str = "training",
+    seconds: float | None = None,
+    unroll: int = UNROLL,
+    say: Say = lambda line: None,
+) -> Result:
+    """Train, or go on where an earlier process stopped: the weights at the end have the same bits either way.
+
+    seconds     stop, with a checkpoint, at the first line of the log after so long; calling again goes on
+    provenance  what the records say of their origin; the backend's name is added
+
+    ValueError for a folder that another process holds, or that has other settings (a longer run at a constant learning
+    rate is the one thing that may differ). `DivergedError` names the step and the last checkpoint before it.
+    """
+    folder = Path(out)
+    with run_files.held(folder):
+        run = _Run(recipe, folder, device=device, backend=backend, unroll=unroll, say=say)
+        result = run.go(seconds)
+        if result.done:
+            run.finish(result, experiment, dict(provenance or {}))
+    return result
+
+
+class _Run:
+    """A run at work in its folder, which it holds."""
+
+    def __init__(
+        self, recipe: Recipe, folder: Path, *, device: str, backend: str | None, unroll: int, say: Say
+    ) -> None:
+        self.recipe, self.folder, self.unroll, self.say = recipe, folder, unroll, say
+        self.backend = prepare(device, backend)
+        run_files.remove_unfinished(folder)
+        self._claim({"recipe": to_json(recipe), "device": torch.device(device).type, "backend": self.backend})
+        self.trainee = Trainee(recipe, build(recipe, self.backend), torch.device(device))
+        self.step = self._resume()
+        self.log = run_files.rewind_log(folder, self.step)
+        self.seconds = self.log[-1]["seconds"] if self.log else 0.0
+
+    def _claim(self, settings: dict[str, Any]) -> None:
+        """Write the settings, or compare them with those that are there."""
+        path = self.folder / run_files.SETTINGS
+        if path.is_file():
+            there = _read_settings(self.folder)
+            mine, theirs = _flat(settings), _flat(there)
+            for name in [name for name in mine | theirs if mine.get(name) != theirs.get(name)]:
+                if name == "recipe.steps" and self._may_go_on(theirs[name]):
+                    (self.folder / run_files.RECORDS).unlink(missing_ok=True)
+                    continue
+                raise ValueError(
+                    f"{self.folder} is a run of other settings: {name} is {theirs.get(name)!r} there, "
+                    f"not {mine.get(name)!r}; name another folder"
+                )
+        elif any(self.folder.iterdir()):
+            raise ValueError(f"{self.folder} holds something, but no run; name another folder")
+        run_files.write_json(path, settings)
+
+    def _may_go_on(self, steps: int) -> bool:
+        return self.recipe.optimiser.decay == "constant" and steps <= self.recipe.steps
+
+    def _resume(self) -> int:
+        """Take the latest checkpoint that is whole; the step it is of, 0 where there is none."""
+        found = run_files.checkpoints(self.folder)
+        for path in found:
+            try:
+                tensors = run_files.read_checkpoint(path)
+            except ValueError as error:
+                self.say(f"left aside: {error}")
+                continue
+            self.trainee.restore(tensors)
+            step = int(tensors["step"])
+            self.say(f"going on after step {step:,}")
+            return step
+        if found:
+            raise ValueError(f"{found[0]}: no checkpoint here is whole; remove them to begin again")
+        return 0
+
+    def go(self, seconds: float | None) -> Result:
+        """Train until the recipe's end, until it is solved, or until the time is up."""
+        recipe = self.recipe
+        begun = time.perf_counter()
+        while not self._is_done():
+            task, until = recipe.stage(self.step)
+            advance = stepper(self.trainee, task, self.unroll)
+            while self.step < until and not self._is_done():
+                self._interval(advance)
+                is_late = seconds is not None and time.perf_counter() - begun >= seconds
+                if self.step % recipe.checkpoint_every == 0 or self._is_done() or is_late:
+                    run_files.write_checkpoint(self.folder, self.step, self.trainee.tensors())
+                if is_late and not self._is_done():
+                    self.say(f"stopped after step {self.step:,} of {recipe.steps:,}: the time is up")
+                    return Result(step=self.step, done=False, accuracy=self._last_accuracy())
+        return Result(step=self.step, done=True, accuracy=self._last_accuracy())
+
+    def _is_done(self) -> bool:
+        if self.step >= self.recipe.steps:
+            return True
+        needed = self.recipe.solved_after
+        last = self._measured()[-needed:] if needed else []
+        return bool(last) and len(last) == needed and all(line["sequence"] == 1 for line in last)
+
+    def _measured(self) -> list[dict[str, Any]]:
+        return [line["measured"] for line in self.log if "measured" in line]
+
+    def _last_accuracy(self) -> Accuracy | None:
+        measured = self._measured()
+        return Accuracy(**measured[-1]) if measured else None
+
+    def _interval(self, advance: Callable[[int], None]) -> None:
+        """`log_every` steps, and their line in the log."""
+        started = time.perf_counter()
+        task, _ = self.recipe.stage(self.step)
+        advance(self.recipe.log_every)
+        # Reading the losses waits for the device.
+        losses, right = self.trainee.seen.tolist()
+        took = time.perf_counter() - started
+        if (bad := first_not_finite(losses)) is not None:
+            raise DivergedError(self._diverged(self.step + bad + 1, losses[bad]))
+        self.step += self.recipe.log_every
+        self.seconds += took
+        line: dict[str, Any] = {
+            "step": self.step,
+            "length": task.length,
+            "loss": sum(losses) / len(losses),
+            "accuracy": sum(right) / len(right),
+            "seconds": round(self.seconds, 3),
+            "steps_per_second": self.recipe.log_every / took,
+        }
+        if self.step % self.recipe.evaluate_every == 0 or self.step == self.recipe.steps:
+            line["measured"] = asdict(self._measure())
+        self.log.append(line)
+        run_files.append_log(self.folder, line)
+        self.say(self._progress(line, task.length))
+
+    def _measure(self) -> Accuracy:
+        self.trainee.model.eval()
+        found = measure(
+            self.trainee.model,
+            self.recipe.task,
+            seed=self.recipe.evaluation_seed,
+            sequences=self.recipe.sequences,
+            device=self.trainee.device,
+        )
+        self.trainee.model.train()
+        return found
+
+    def _progress(self, line: dict[str, Any], length: int) -> str:
+        rate, recipe = line["steps_per_second"], self.recipe
+        tokens = rate * recipe.batch_size * length
+        left = (recipe.steps - self.step) / rate
+        text = (
+            f"step {self.step:,}/{recipe.steps:,}  loss {line['loss']:.4f}  accuracy {line['accuracy']:.1%}  "
+            f"{rate:.4g} steps/s  {tokens:.3g} tokens/s  {_clock(left)} left"
+        )
+        if measured := line.get("measured"):
+            text += (
+                f"  | of {measured['sequences']} sequences: tokens {measured['token']:.2%}, "
+                f"sequences {measured['sequence']:.2%}"
+            )
+        return text
+
+    def _diverged(self, step: int, loss: float) -> str:
+        last = run_files.checkpoints(self.folder)
+        kept = f"the last checkpoint is {last[0]}" if last else "there is no checkpoint before it"
+        return f"{self.folder}: the loss of step {step} is {loss}; {kept}"
+
+    def finish(self, result: Result, experiment: str, provenance: dict[str, Any]) -> None:
+        """Write the weights and the records."""
+        tensors = {name: p.detach().cpu().contiguous() for name, p in self.trainee.model.named_parameters()}
+        weight_files.write(tensors, self.folder / run_files.MODEL)
+        accuracy = result.accuracy or self._measure()
+        records = self._records(accuracy, experiment, provenance | {"backend": self.backend})
+        run_files.write_records(self.folder, records)
+
+    def _records(self, accuracy: Accuracy, experiment: str, provenance: dict[str, Any]) -> list[Record]:
+        recipe = self.recipe
+        solved = next((line for line in self.log if line.get("measured", {}).get("sequence") == 1), None)
+        common = Record(
+            experiment=experiment,
+            model=type(recipe.model).__name__.removesuffix("Config").lower(),
+            task=recipe.task.name,
+            metric="token accuracy",
+            value=accuracy.token,
+            n=accuracy.answers,
+            stderr=_standard_error(accuracy.token, accuracy.answers),
+            setting=to_json(recipe) | {"steps_done": self.step},
+            seed=recipe.seed,
+            provenance=provenance,
+        )
+        count = sum(p.numel() for p in self.trainee.model.parameters())
+        records = [
+            common,
+            replace(
+                common,
+                metric="sequence accuracy",
+                value=accuracy.sequence,
+                n=accuracy.sequences,
+                stderr=_standard_error(accuracy.sequence, accuracy.sequences),
+            ),
+        ]
+        rates = sorted(line["steps_per_second"] for line in self.log)
+        plain = {"loss": accuracy.loss, "parameters": count, "training seconds": self.seconds}
+        plain |= {"steps per second": rates[len(rates) // 2]} if rates else {}
+        plain |= {"seconds to solved": solved["seconds"], "steps to solved": solved["step"]} if solved else {}
+        return records + [replace(common, metric=name, value=v, n=1, stderr=None) for name, v in plain.items()]
+
+
+def _standard_error(fraction: float, n: int) -> float:
+    return (fraction * (1 - fraction) / n) ** 0.5
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    import json
+
+    path = folder / run_files.SETTINGS
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: no run here (no {run_files.SETTINGS})")
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not isinstance(content.get("recipe"), dict):
+        raise ValueError(f"{path}: not the settings of a run")
+    return content
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """The leaves of nested dicts, under dotted names."""
+    if not isinstance(value, dict):
+        return {name: value}
+    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{name}.{key}".lstrip(".")).items()}
+
+
+def _clock(seconds: float) -> str:
+    minutes, left = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{left:02}"
