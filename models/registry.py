@@ -166,9 +166,9 @@ def spec(name: str) -> ModelSpec:
 
 def nearest(name: str, known: Mapping[str, _Named], what: str) -> _Named:
     """What is called `name`; a ValueError that gives the nearest names when there is none."""
-    if name in known:
+    if isinstance(name, str) and name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     raise ValueError(f"unknown {what} {shown(name)}; {'nearest' if near else 'known'}: {', '.join(near or known)}")
 
 

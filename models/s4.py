@@ -12,6 +12,8 @@ from ..ext.reference import phi
 from .architectures import SequenceConfig
 from .long_conv import causal_convolution
 
+BLOCK = 64
+
 
 class S4(nn.Module):
     """A linear time-invariant SSM in each of `d` channels, B = 1 throughout as in S4D.
@@ -112,9 +114,11 @@ class S4(nn.Module):
         return torch.complex(*self.C.chunk(2, -1)) if self.is_complex else self.C
 
     def _powers(self, log_A: Tensor, length: int) -> Tensor:
-        """Ā^k for k = 0 … length - 1: (d l n)."""
-        k = torch.arange(length, device=log_A.device)[:, None]
-        return self._real(torch.exp(k * log_A[:, None]))
+        """Ā^k for k = 0 … length - 1: (d l n), as products of a few exponentials, which cost more."""
+        fine = torch.arange(min(length, BLOCK), device=log_A.device)[:, None]
+        coarse = torch.arange(0, length, BLOCK, device=log_A.device)[:, None]
+        low, high = torch.exp(fine * log_A[:, None]), torch.exp(coarse * log_A[:, None])
+        return self._real((high[:, :, None] * low[:, None]).flatten(1, 2)[:, :length])
 
     def _real(self, power: Tensor) -> Tensor:
         """A power of Ā in A's own field."""
