@@ -56,6 +56,20 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     _write(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a run. FileNotFoundError where there is none, ValueError for a file that holds none."""
+    path = folder / SETTINGS
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: no run here (no {SETTINGS})")
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not isinstance(content.get("recipe"), dict):
+        raise ValueError(f"{path}: not the settings of a run")
+    return content
+
+
 def write_records(folder: Path, records: list[Record]) -> None:
     """Write the records, which says that the run is done."""
     _write(folder / RECORDS, to_lines(records))

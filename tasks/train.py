@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from torch import nn
 from ..ext import prepare
 from ..models import weight_files
 from ..models.mamba import Mamba
-from ..reports.record import Record
-from . import run_files
+from . import outcome, run_files
 from .accuracy import Accuracy, measure
+from .memory import check_memory
 from .recipes import Recipe, from_json, to_json
 from .step import UNROLL, Trainee, first_not_finite, stepper
 
@@ -43,7 +43,7 @@ def build(recipe: Recipe, backend: str | None = None) -> nn.Module:
 
 def load(folder: str | Path, *, device: str = "cpu", backend: str | None = None) -> tuple[Recipe, nn.Module]:
     """The recipe and the trained model of a finished run. FileNotFoundError where there is none."""
-    content = _read_settings(Path(folder))
+    content = run_files.read_settings(Path(folder))
     recipe = from_json(content["recipe"])
     model = build(recipe, backend)
     path = Path(folder) / run_files.MODEL
@@ -95,6 +95,7 @@ class _Run:
         self, recipe: Recipe, folder: Path, *, device: str, backend: str | None, unroll: int, say: Say
     ) -> None:
         self.recipe, self.folder, self.unroll, self.say = recipe, folder, unroll, say
+        check_memory(recipe, torch.device(device))
         self.backend = prepare(device, backend)
         run_files.remove_unfinished(folder)
         self._claim({"recipe": to_json(recipe), "device": torch.device(device).type, "backend": self.backend})
@@ -107,7 +108,7 @@ class _Run:
         """Write the settings, or compare them with those that are there."""
         path = self.folder / run_files.SETTINGS
         if path.is_file():
-            there = _read_settings(self.folder)
+            there = run_files.read_settings(self.folder)
             mine, theirs = _flat(settings), _flat(there)
             for name in [name for name in mine | theirs if mine.get(name) != theirs.get(name)]:
                 if name == "recipe.steps" and self._may_go_on(theirs[name]):
@@ -234,60 +235,15 @@ class _Run:
         """Write the weights and the records."""
         tensors = {name: p.detach().cpu().contiguous() for name, p in self.trainee.model.named_parameters()}
         weight_files.write(tensors, self.folder / run_files.MODEL)
-        accuracy = result.accuracy or self._measure()
-        records = self._records(accuracy, experiment, provenance | {"backend": self.backend})
-        run_files.write_records(self.folder, records)
-
-    def _records(self, accuracy: Accuracy, experiment: str, provenance: dict[str, Any]) -> list[Record]:
-        recipe = self.recipe
-        solved = next((line for line in self.log if line.get("measured", {}).get("sequence") == 1), None)
-        common = Record(
+        made = outcome.records(
+            self.recipe,
+            self.log,
+            result.accuracy or self._measure(),
+            parameters=sum(p.numel() for p in self.trainee.model.parameters()),
             experiment=experiment,
-            model=type(recipe.model).__name__.removesuffix("Config").lower(),
-            task=recipe.task.name,
-            metric="token accuracy",
-            value=accuracy.token,
-            n=accuracy.answers,
-            stderr=_standard_error(accuracy.token, accuracy.answers),
-            setting=to_json(recipe) | {"steps_done": self.step},
-            seed=recipe.seed,
-            provenance=provenance,
+            provenance=provenance | {"backend": self.backend},
         )
-        count = sum(p.numel() for p in self.trainee.model.parameters())
-        records = [
-            common,
-            replace(
-                common,
-                metric="sequence accuracy",
-                value=accuracy.sequence,
-                n=accuracy.sequences,
-                stderr=_standard_error(accuracy.sequence, accuracy.sequences),
-            ),
-        ]
-        rates = sorted(line["steps_per_second"] for line in self.log)
-        plain = {"loss": accuracy.loss, "parameters": count, "training seconds": self.seconds}
-        plain |= {"steps per second": rates[len(rates) // 2]} if rates else {}
-        plain |= {"seconds to solved": solved["seconds"], "steps to solved": solved["step"]} if solved else {}
-        return records + [replace(common, metric=name, value=v, n=1, stderr=None) for name, v in plain.items()]
-
-
-def _standard_error(fraction: float, n: int) -> float:
-    return (fraction * (1 - fraction) / n) ** 0.5
-
-
-def _read_settings(folder: Path) -> dict[str, Any]:
-    import json
-
-    path = folder / run_files.SETTINGS
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder}: no run here (no {run_files.SETTINGS})")
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError:
-        content = None
-    if not isinstance(content, dict) or not isinstance(content.get("recipe"), dict):
-        raise ValueError(f"{path}: not the settings of a run")
-    return content
+        run_files.write_records(self.folder, made)
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
