@@ -13,6 +13,7 @@ from . import layouts, weight_files
 from .architectures import SequenceConfig
 from .building import Model, build
 from .checkpoint import check_finite, check_tensors
+from .mamba import Mamba
 from .registry import MambaConfig, shown
 
 VERSION = 1
@@ -57,7 +58,8 @@ def restore(folder: str | Path, *, device: str | torch.device = "cpu", backend: 
     model = build(config, seed=None, backend=backend)
     check_tensors(tensors, dict(model.named_parameters()), entry)
     model.load_state_dict(tensors, strict=False, assign=True)
-    # Moving ties what is tied.
+    if isinstance(model, Mamba):
+        model.tie_weights()
     model.to(device)
     check_finite(model, entry, "stored")
     return model.eval()

@@ -83,7 +83,7 @@ def test_a_static_tensor_takes_the_place_of_its_projection():
         ("selective_delta", "selective_B", "selective_C"): 2 * (d * n),
     }
     for off, projections in counts.items():
-        config = MambaConfig(d_model=24, n_layer=1, vocab_size=8, d_state=n, **dict.fromkeys(off, False))
+        config = replace(MambaConfig(d_model=24, n_layer=1, vocab_size=8, d_state=n), **dict.fromkeys(off, False))
         assert config.selective_parameters(d) == projections + d + d * n + d
 
 
