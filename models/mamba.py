@@ -99,7 +99,7 @@ class MambaMixer(SelectiveSSM):
             u.new_empty(0, u.shape[1]) if self.x_proj is None else self.x_proj.weight,
             self.dt_proj.weight if isinstance(self.dt_proj, DeltaProjection) else None,
             self.A, self.D, self.dt_proj.bias, conv_state, scan_state, B=self.B, C=self.C,
-            discretisation=self.settings.discretisation, backend=backend,
+            discretisation=self.discretisation, backend=backend,
         )  # fmt: skip
         return self.out_proj(y)
 

@@ -21,6 +21,7 @@ class SelectiveSSM(KeepsFloat32):
     def define(self, config: SelectiveSettings, d: int) -> None:
         """Make the parameters for `d` channels: to be called where they stand in the order of the published files."""
         self.settings = config
+        self.discretisation = config.discretisation
         shape = (d, config.reals)
         rows = sum(config.projected)
         self.x_proj = nn.Linear(d, rows, bias=False) if rows else None
@@ -81,7 +82,7 @@ class SelectiveSSM(KeepsFloat32):
         delta, B, C = self.select(u)
         y, state = selective_scan(
             u, delta, self.A, B, C, self.D, z, self.dt_proj.bias, delta_softplus=True,
-            discretisation=self.settings.discretisation, initial_state=state, cu_seqlens=cu_seqlens,
+            discretisation=self.discretisation, initial_state=state, cu_seqlens=cu_seqlens,
             return_final_state=True, backend=backend,
         )  # fmt: skip
         return y, state
