@@ -174,10 +174,19 @@ def recipe(name: str) -> Recipe:
     raise ValueError(f"unknown task {shown(name)}; {'nearest' if near else 'known'}: {', '.join(near or RECIPES)}")
 
 
+def model(name: str, task: Task) -> MambaConfig:
+    """The model called `name`, with an embedding of the task's symbols; a ValueError with the nearest names."""
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.5)
+        raise ValueError(f"unknown model {shown(name)}; {'nearest' if near else 'known'}: {', '.join(near or MODELS)}")
+    return replace(MODELS[name], vocab_size=task.vocab_size)
+
+
 # 73,664 parameters: the paper's 74K, which the block as released, with dt_rank 4 and a tied head, does not give.
 INDUCTION_MODEL = MambaConfig(d_model=64, n_layer=2, vocab_size=16, dt_rank=16, tie_embeddings=False)
 COPYING_MODEL = MambaConfig(d_model=64, n_layer=2, vocab_size=16, tie_embeddings=False)
 RECALL_MODEL = MambaConfig(d_model=64, n_layer=2, vocab_size=8192, tie_embeddings=False)
+MODELS: Mapping[str, MambaConfig] = MappingProxyType({"mamba": INDUCTION_MODEL})
 # Mamba, E.1: an epoch is 8192 steps, and Mamba is reported after the 25th.
 _EPOCH = 8192
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -35,15 +36,18 @@ def outcome(folder: Path) -> tuple[bytes, list[dict]]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _unchecked():
-    """Thousands of small steps, in which checking the shapes would take most of the time."""
+def _quick():
+    """Thousands of tiny steps, in which checking shapes and waiting for a second thread would take most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
         yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
-def whole(_unchecked, tmp_path_factory) -> Path:
+def whole(_quick, tmp_path_factory) -> Path:
     """A run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     result = run(folder)
@@ -51,14 +55,20 @@ def whole(_unchecked, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def halfway(tmp_path) -> Path:
-    """A run that stopped at its first line, and then at its 20th, which are steps 4 and 80."""
-    folder = tmp_path / "run"
+@pytest.fixture(scope="module")
+def stopped(_quick, tmp_path_factory) -> Path:
+    """A run that stopped at each of its first 20 lines, the last of which is that of step 80."""
+    folder = tmp_path_factory.mktemp("runs") / "stopped"
     for _ in range(20):
         assert not run(folder, seconds=0.0).done
     assert run_files.checkpoints(folder)[0] == run_files.checkpoint_path(folder, 80)
     return folder
+
+
+@pytest.fixture
+def halfway(stopped, tmp_path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(stopped, tmp_path / "run"))
 
 
 def test_a_killed_run_ends_with_the_same_weights_and_log(whole, tmp_path):
