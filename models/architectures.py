@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
-from .registry import SelectiveSettings, nearest, require_counts, require_one_of, require_positive, shown
+from .registry import MambaConfig, SelectiveSettings, nearest, require_counts, require_one_of, require_positive, shown
 
 S4_INITS = ("s4d-lin", "s4d-inv", "s4d-real")
 S4_DISCRETISATIONS = ("zoh", "bilinear")
@@ -79,9 +79,37 @@ class SequenceConfig(SelectiveSettings):
             raise ValueError(f"2 n_head must divide d_model, not 2 x {self.n_head} into {self.d_model}")
 
 
+ModelConfig = MambaConfig | SequenceConfig
+
+
 def mixer(name: str) -> Mixer:
     """The mixer called `name`; a ValueError that gives the nearest names when there is none."""
     return nearest(name, MIXERS, "mixer")
+
+
+def to_json(config: ModelConfig) -> dict[str, Any]:
+    """The config as plain JSON, its kind and every setting, from which `from_json` makes it again."""
+    return {"kind": type(config).__name__} | asdict(config)
+
+
+def from_json(content: object) -> ModelConfig:
+    """The config that `to_json` wrote; ValueError for what is none.
+
+    Every setting must be there: a default that changes later may not change a model that is stored.
+    """
+    values = dict(content) if isinstance(content, Mapping) else {}
+    name = values.pop("kind", None)
+    kind = next((kind for kind in (MambaConfig, SequenceConfig) if kind.__name__ == name), None)
+    if kind is None:
+        raise ValueError(
+            f"a model's config must be an object of kind MambaConfig or SequenceConfig, not {shown(content)}"
+        )
+    known = {field.name for field in fields(kind)}
+    if unknown := sorted(values.keys() - known):
+        raise ValueError(f"unknown {', '.join(map(shown, unknown))} in a {kind.__name__}")
+    if missing := sorted(known - values.keys()):
+        raise ValueError(f"{', '.join(missing)} missing in a {kind.__name__}")
+    return kind(**values)
 
 
 _S4 = {"d_state", "dt_min", "dt_max", "s4_init", "s4_discretisation"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from .architectures import SequenceConfig
+from .architectures import ModelConfig
 from .mamba import Mamba
 from .registry import MambaConfig
 from .sequence import SequenceModel
@@ -12,7 +12,7 @@ from .sequence import SequenceModel
 Model = Mamba | SequenceModel
 
 
-def build(config: MambaConfig | SequenceConfig, *, seed: int | None = 0, backend: str | None = None) -> Model:
+def build(config: ModelConfig, *, seed: int | None = 0, backend: str | None = None) -> Model:
     """The model of this config, drawn on the CPU from `seed`; None leaves the parameters on the meta device."""
     kind = Mamba if isinstance(config, MambaConfig) else SequenceModel
     return kind(config, seed=seed, backend=backend)  # pyright: ignore[reportArgumentType]

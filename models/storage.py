@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from . import layouts, weight_files
-from .architectures import SequenceConfig
+from .architectures import ModelConfig, from_json, to_json
 from .building import Model, build
 from .checkpoint import check_finite, check_tensors
 from .mamba import Mamba
-from .registry import MambaConfig, shown
 
 VERSION = 1
-FAMILIES: dict[str, type[MambaConfig] | type[SequenceConfig]] = {"mamba": MambaConfig, "sequence": SequenceConfig}
 
 
 def store(model: Model, folder: str | Path) -> Path:
@@ -26,8 +22,7 @@ def store(model: Model, folder: str | Path) -> Path:
     A folder that holds weights under another name already is a ValueError.
     """
     target = Path(folder)
-    family = next(name for name, kind in FAMILIES.items() if type(model.config) is kind)
-    content = {"mambalab_model": VERSION, "family": family, "config": asdict(model.config)}
+    content = {"mambalab_model": VERSION, "config": to_json(model.config)}
     target.mkdir(parents=True, exist_ok=True)
     others = [name for name in weight_files.ENTRIES if name != weight_files.SAFETENSORS and (target / name).exists()]
     if others:
@@ -65,28 +60,14 @@ def restore(folder: str | Path, *, device: str | torch.device = "cpu", backend: 
     return model.eval()
 
 
-def read_config(path: Path) -> MambaConfig | SequenceConfig:
+def read_config(path: Path) -> ModelConfig:
     """The config in a config.json of our own layout; what it can't be is a ValueError that names the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent}: no config.json here")
     content = layouts.read_json(path)
     if content.get("mambalab_model") != VERSION:
         raise ValueError(f"{path}: not a model in our own layout, version {VERSION}")
-    kind = FAMILIES.get(str(content.get("family")))
-    values = content.get("config")
-    if kind is None or not isinstance(values, dict):
-        raise ValueError(f"{path}: needs a config, and a family among {', '.join(FAMILIES)}")
     try:
-        return _made(kind, values)
+        return from_json(content.get("config"))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _made(kind: type[MambaConfig] | type[SequenceConfig], values: dict[str, Any]) -> MambaConfig | SequenceConfig:
-    """The config with exactly these values: a default that changes may not change a model that is stored."""
-    known = {field.name for field in fields(kind)}
-    if unknown := sorted(values.keys() - known):
-        raise ValueError(f"unknown {', '.join(map(shown, unknown))}")
-    if missing := sorted(known - values.keys()):
-        raise ValueError(f"{', '.join(missing)} missing")
-    return kind(**values)

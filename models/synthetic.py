@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from .architectures import SequenceConfig
+from .architectures import ModelConfig, SequenceConfig
 from .registry import MambaConfig, nearest
 
 WIDTH = {"table1": 64, "table2": 128}
@@ -21,7 +21,7 @@ class SyntheticModel:
     name: str
     table: Literal["table1", "table2"]
     row: Mapping[str, str]
-    config: MambaConfig | SequenceConfig
+    config: ModelConfig
     params: str | None = None  # parameters as the paper prints them
     note: str = ""
 

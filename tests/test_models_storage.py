@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from mambalab.models import Mamba, build, restore, store, weight_files
-from mambalab.models.architectures import SequenceConfig
+from mambalab.models.architectures import SequenceConfig, from_json, to_json
 from mambalab.models.registry import MambaConfig
 from mambalab.models.synthetic import SYNTHETIC
 from models_cases import TINY, distance, tokens
@@ -73,16 +73,17 @@ def change(folder, where=None, **changes):
     [
         (None, {"mambalab_model": 2}, "config.json: not a model in our own layout, version 1"),
         (None, {"mambalab_model": ...}, "config.json: not a model in our own layout, version 1"),
-        (None, {"family": "rwkv"}, "config.json: needs a config, and a family among mamba, sequence"),
-        (None, {"family": []}, "config.json: needs a config, and a family among mamba, sequence"),
-        (None, {"config": 3}, "config.json: needs a config"),
+        (None, {"config": 3}, "config.json: a model's config must be an object of kind MambaConfig or .*, not 3"),
+        (None, {"config": []}, "config.json: a model's config must be an object of kind"),
+        ("config", {"kind": "RWKV"}, "config.json: a model's config must be an object of kind .*'RWKV'"),
+        ("config", {"kind": []}, "config.json: a model's config must be an object of kind"),
         ("config", {"d_state": -1}, "config.json: d_state must be a positive integer, not -1"),
         ("config", {"mixer": "h3-s5"}, "config.json: unknown mixer 'h3-s5'; nearest: h3-s6"),
         ("config", {"mixer": "s4"}, "tensors that do not fit config.json"),
         ("config", {"d_model": 32}, "tensors that do not fit config.json: .* misshaped"),
         ("config", {"n_layer": 10**6}, "tensors can't be 1000000 layers"),
-        ("config", {"depth": 3}, "config.json: unknown 'depth'"),
-        ("config", {"s4_init": ...}, "config.json: s4_init missing"),
+        ("config", {"depth": 3}, "config.json: unknown 'depth' in a SequenceConfig"),
+        ("config", {"s4_init": ...}, "config.json: s4_init missing in a SequenceConfig"),
     ],
     ids=str,
 )
@@ -119,6 +120,11 @@ def test_a_pickle_is_never_read(stored, tmp_path):
     (folder / weight_files.SAFETENSORS).rename(folder / weight_files.PICKLE)
     with pytest.raises(ValueError, match=r"our own layout holds model.safetensors alone"):
         restore(folder)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_comes_back_from_its_json(name):
+    assert from_json(json.loads(json.dumps(to_json(CONFIGS[name])))) == CONFIGS[name]
 
 
 def test_both_kinds_of_config_are_kept_whole(stored):
