@@ -13,7 +13,11 @@ from .options import TEXT
 
 @click.command()
 @click.argument("task", metavar="TASK")
-@click.option("--model", "model_name", help="A model by name; default: the recipe's, a Mamba.")
+@click.option(
+    "--model",
+    "model_name",
+    help="A row of the paper's tables 1 and 2, such as h3-s4; default: a Mamba.",
+)
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated.")
 @click.option("--seed", type=click.IntRange(0, 2**62 - 1), default=0, show_default=True, help="Of weights and data.")
 @click.option("--device", default=None, help="cpu, cuda or cuda:N; default: cuda where there is one.")
@@ -59,13 +63,11 @@ def train(
 
 def chosen(recipe: Any, model_name: str | None, values: dict[str, str]) -> Any:
     """The recipe with another model, where one is named, and these settings."""
-    from dataclasses import replace
-
-    from ..tasks.recipes import model
+    from ..tasks.recipes import with_model
     from .assignments import assigned
 
     if model_name is not None:
-        recipe = replace(recipe, model=model(model_name, recipe.task))
+        recipe = with_model(recipe, model_name)
     return assigned(recipe, {key.removeprefix("recipe."): value for key, value in values.items()})
 
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
+from ..models.architectures import ModelConfig, SequenceConfig
+from ..models.synthetic import SYNTHETIC
 from ..reports.record import Record
 from .accuracy import Accuracy
 from .recipes import Recipe, to_json
@@ -24,7 +26,7 @@ def records(
     """Accuracy of answers and of rows at the end, and what the log tells: time, speed, and when all was right first."""
     first = Record(
         experiment=experiment,
-        model=type(recipe.model).__name__.removesuffix("Config").lower(),
+        model=model_name(recipe.model),
         task=recipe.task.name,
         metric="token accuracy",
         value=accuracy.token,
@@ -43,6 +45,15 @@ def records(
     )
     others = {"loss": accuracy.loss, "parameters": parameters} | _from_log(log)
     return [first, rows, *(replace(first, metric=name, value=v, n=1, stderr=None) for name, v in others.items())]
+
+
+def model_name(config: ModelConfig) -> str:
+    """What a model is called in records: its row of the paper's tables, or else how it mixes."""
+    rows = (row for row in SYNTHETIC.values() if replace(row.config, vocab_size=config.vocab_size) == config)
+    row = next(rows, None)
+    if row is not None:
+        return row.name
+    return config.mixer if isinstance(config, SequenceConfig) else "mamba"
 
 
 def _from_log(log: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..models.building import Model
 from .batch import Task
 from .recipes import Recipe
 
@@ -25,7 +26,7 @@ class Trainee:
     seen      (2, log_every): loss and accuracy of the latest steps, that of step i in column i % log_every
     """
 
-    def __init__(self, recipe: Recipe, model: nn.Module, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, model: Model, device: torch.device) -> None:
         self.recipe = recipe
         self.device = device
         self.model = model.to(device).train()

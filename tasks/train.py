@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..ext import prepare
-from ..models import weight_files
-from ..models.mamba import Mamba
+from ..models import build, parameter_count, restore, store
+from ..models.building import Model
 from . import outcome, run_files
 from .accuracy import Accuracy, measure
 from .memory import check_memory
@@ -36,27 +35,10 @@ class Result:
     accuracy: Accuracy | None
 
 
-def build(recipe: Recipe, backend: str | None = None) -> nn.Module:
-    """The recipe's model, untrained, on the CPU."""
-    return Mamba(recipe.model, seed=recipe.seed, backend=backend)
-
-
-def load(folder: str | Path, *, device: str = "cpu", backend: str | None = None) -> tuple[Recipe, nn.Module]:
-    """The recipe and the trained model of a finished run. FileNotFoundError where there is none."""
-    content = run_files.read_settings(Path(folder))
-    recipe = from_json(content["recipe"])
-    model = build(recipe, backend)
-    path = Path(folder) / run_files.MODEL
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder}: no {path.name} here; is the run done?")
-    tensors = weight_files.read(Path(folder))
-    own = dict(model.named_parameters())
-    if {name: t.shape for name, t in tensors.items()} != {name: p.shape for name, p in own.items()}:
-        raise ValueError(f"{path}: its tensors are not those of the model in {run_files.SETTINGS}")
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(tensors[name])
-    return recipe, model.to(device).eval()
+def load(folder: str | Path, *, device: str = "cpu", backend: str | None = None) -> tuple[Recipe, Model]:
+    """The recipe and the trained model of a finished run, in eval mode. FileNotFoundError where there is none."""
+    recipe = from_json(run_files.read_settings(Path(folder))["recipe"])
+    return recipe, restore(folder, device=device, backend=backend)
 
 
 def train(
@@ -99,7 +81,9 @@ class _Run:
         self.backend = prepare(device, backend)
         run_files.remove_unfinished(folder)
         self._claim({"recipe": to_json(recipe), "device": torch.device(device).type, "backend": self.backend})
-        self.trainee = Trainee(recipe, build(recipe, self.backend), torch.device(device))
+        self.trainee = Trainee(
+            recipe, build(recipe.model, seed=recipe.seed, backend=self.backend), torch.device(device)
+        )
         self.step = self._resume()
         self.log = run_files.rewind_log(folder, self.step)
         self.seconds = self.log[-1]["seconds"] if self.log else 0.0
@@ -233,13 +217,12 @@ class _Run:
 
     def finish(self, result: Result, experiment: str, provenance: dict[str, Any]) -> None:
         """Write the weights and the records."""
-        tensors = {name: p.detach().cpu().contiguous() for name, p in self.trainee.model.named_parameters()}
-        weight_files.write(tensors, self.folder / run_files.MODEL)
+        store(self.trainee.model, self.folder)
         made = outcome.records(
             self.recipe,
             self.log,
             result.accuracy or self._measure(),
-            parameters=sum(p.numel() for p in self.trainee.model.parameters()),
+            parameters=parameter_count(self.trainee.model),
             experiment=experiment,
             provenance=provenance | {"backend": self.backend},
         )

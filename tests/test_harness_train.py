@@ -81,7 +81,7 @@ def test_train_that_is_stopped_goes_on(tmp_path):
     ("arguments", "says"),
     [
         (["induction-head"], "unknown task 'induction-head'; nearest: induction-heads, "),
-        (["induction-heads", "--model=mambo"], "unknown model 'mambo'; nearest: mamba"),
+        (["induction-heads", "--model=mambo"], "unknown synthetic model 'mambo'; nearest: mamba"),
         (["induction-heads", "--set=task.lenght=5"], "unknown setting 'task.lenght'; nearest: task.length"),
         (["induction-heads", "--set=task.length"], "--set takes key=value, not 'task.length'"),
         (["induction-heads", "--set=task.length=two"], "task.length must be an integer, not 'two'"),
@@ -159,5 +159,5 @@ def test_a_key_is_given_once():
 def test_keys_may_begin_with_recipe(tmp_path):
     from mambalab.harness.train_cli import chosen
 
-    assert chosen(recipe("copying"), "mamba", {"recipe.steps": "5000"}).steps == 5000
+    assert chosen(recipe("copying"), "h3-s6", {"recipe.steps": "5000"}).steps == 5000
     assert chosen(recipe("associative-recall"), "mamba", {}).model.vocab_size == 8192

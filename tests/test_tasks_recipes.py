@@ -8,10 +8,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from mambalab.models import build, parameter_count
 from mambalab.models.registry import MambaConfig
+from mambalab.models.synthetic import SYNTHETIC
 from mambalab.tasks import InductionHeads, SelectiveCopying
 from mambalab.tasks.accuracy import measure
-from mambalab.tasks.recipes import RECIPES, Optimiser, Recipe, from_json, recipe, to_json
+from mambalab.tasks.outcome import model_name
+from mambalab.tasks.recipes import RECIPES, Optimiser, Recipe, from_json, recipe, to_json, with_model
+from mambalab.tasks.step import Trainee
 from torch import nn
 
 BASE = RECIPES["induction-heads"]
@@ -39,7 +43,7 @@ def test_a_recipe_is_written_and_read_again(name):
 
 
 def test_the_paper_s_recipes_are_the_paper_s():
-    assert BASE.model.n_parameters == 73_664
+    assert parameter_count(build(BASE.model)) == 73_664
     assert (BASE.task.length, BASE.batch_size, BASE.steps) == (256, 8, 204_800)
     copying = RECIPES["selective-copying"]
     assert (copying.steps, copying.batch_size, copying.optimiser.learning_rate) == (400_000, 64, 1e-4)
@@ -47,6 +51,19 @@ def test_the_paper_s_recipes_are_the_paper_s():
         assert one.optimiser.weight_decay == 0
         assert one.optimiser.decay == "constant"
         assert (one.model.n_layer, one.model.d_model, one.task.vocab_size) == (2, 64, 16)
+
+
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_every_row_of_the_tables_takes_a_step_on_every_parameter(name, unchecked):
+    task = SelectiveCopying(places=12, copies=2, vocab_size=6)
+    row = with_model(replace(BASE, task=task, batch_size=2), name)
+    assert (row.model.vocab_size, model_name(row.model)) == (6, name)
+    trainee = Trainee(row, build(row.model), torch.device("cpu"))
+    before = {key: tensor.clone() for key, tensor in trainee.tensors().items()}
+    trainee.advance(task)
+    same = [key for key, tensor in trainee.tensors().items() if torch.equal(tensor, before[key])]
+    assert same == []
+    assert trainee.step.item() == 1
 
 
 def test_an_unknown_name_gets_its_neighbours():
