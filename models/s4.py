@@ -22,7 +22,8 @@ class S4(nn.Module):
 
     Ā and B̄ from one learnt Δ a channel: ZOH, Ā = exp(ΔA), B̄ = Δ φ(ΔA) with φ(x) = expm1(x) / x; or bilinear,
     Ā = (1 + ΔA/2) / (1 - ΔA/2), B̄ = Δ / (1 - ΔA/2). `d_state` counts real numbers: d_state / 2 conjugate pairs.
-    A sequence is a convolution with the kernel (d l) of C Ā^k B̄, one token a turn of the recurrence.
+    A sequence is a convolution with the kernel (d l) of C Ā^k B̄, one token a turn of the recurrence. Between the two
+    stands a table of the powers of Ā, (d l n): a sequence too long for it is read chunk by chunk.
     """
 
     def __init__(self, config: SequenceConfig, d: int) -> None:

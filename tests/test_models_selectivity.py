@@ -29,6 +29,10 @@ def named(settings):
     return " ".join(f"{name.removeprefix('selective_')}={value}" for name, value in settings.items())
 
 
+def one_layer(**settings):
+    return tiny(n_layer=1, **settings)
+
+
 def in_steps(model, ids):
     state = model.empty_state(len(ids))
     return torch.stack([model.step(column, state) for column in ids.unbind(1)], 1), state
@@ -36,7 +40,7 @@ def in_steps(model, ids):
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=named)
 def test_chunks_and_steps_equal_one_forward(settings):
-    model, ids = tiny(**settings).double(), tokens(2, 9)
+    model, ids = one_layer(**settings).double(), tokens(2, 9)
     want, want_state = model(ids)
     first, state = model(ids[:, :4])
     second, state = model(ids[:, 4:], state=state)
@@ -50,7 +54,7 @@ def test_chunks_and_steps_equal_one_forward(settings):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("settings", [STATIC, {"A_init": "complex"}], ids=named)
 def test_steps_equal_one_forward_in_narrower_types(settings, dtype):
-    model, ids = tiny(**settings).to(dtype), tokens(2, 9)
+    model, ids = one_layer(**settings).to(dtype), tokens(2, 9)
     want, want_state = model(ids)
     stepped, state = in_steps(model, ids)
     assert distance(stepped, want) < TOLERANCE[dtype]
@@ -59,7 +63,7 @@ def test_steps_equal_one_forward_in_narrower_types(settings, dtype):
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=named)
 def test_the_reference_gives_the_same(settings):
-    model, ids = tiny(**settings).double(), tokens(2, 5)
+    model, ids = one_layer(**settings).double(), tokens(2, 5)
     got, _ = model(ids)
     model.backend = "reference"
     assert distance(got, model(ids)[0]) < TOLERANCE[torch.float64]
@@ -89,7 +93,7 @@ def test_a_static_tensor_takes_the_place_of_its_projection():
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=named)
 def test_gradients_reach_every_parameter(settings):
-    model, ids = tiny(**settings), tokens(2, 6)
+    model, ids = one_layer(**settings), tokens(2, 6)
     logits, _ = model(ids)
     F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
@@ -160,7 +164,7 @@ def test_the_released_draws_stay_as_they_were():
 @pytest.mark.parametrize("settings", [{"selective_B": False}, {"A_init": "-1/2"}], ids=named)
 def test_a_published_layout_refuses_what_it_cannot_say(layout, settings, tmp_path):
     with pytest.raises(ValueError, match=rf"^{next(iter(settings))} = .* cannot be saved: the {layout} layout has no"):
-        checkpoint.save(tiny(**settings), tmp_path, layout=layout)
+        checkpoint.save(one_layer(**settings), tmp_path, layout=layout)
     assert list(tmp_path.iterdir()) == []
 
 
