@@ -14,8 +14,9 @@ Model = Mamba | SequenceModel
 
 def build(config: ModelConfig, *, seed: int | None = 0, backend: str | None = None) -> Model:
     """The model of this config, drawn on the CPU from `seed`; None leaves the parameters on the meta device."""
-    kind = Mamba if isinstance(config, MambaConfig) else SequenceModel
-    return kind(config, seed=seed, backend=backend)  # pyright: ignore[reportArgumentType]
+    if isinstance(config, MambaConfig):
+        return Mamba(config, seed=seed, backend=backend)
+    return SequenceModel(config, seed=seed, backend=backend)
 
 
 def parameter_count(model: nn.Module) -> int:

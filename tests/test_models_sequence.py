@@ -223,6 +223,23 @@ def test_gradients_reach_every_parameter(name):
 SHORT = {"mha-abs": {"max_length": 9}}
 
 
+@pytest.mark.parametrize("name", STATEFUL)
+def test_training_keeps_nothing_as_large_as_a_state_a_token(name):
+    """No (b l d n): what a layer saves for its gradient is of the activations, or of the kernel."""
+    b, length, n = 32, 64, 32
+    config = replace(VARIANTS[name], d_state=n)
+    model, largest = build(config, seed=0), 0
+
+    def seen(tensor):
+        nonlocal largest
+        largest = max(largest, tensor.untyped_storage().nbytes() // 4)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor):
+        model(ids(b, length))
+    assert 0 < largest < b * length * config.d_model * n / 4
+
+
 @pytest.mark.parametrize("name", SYNTHETIC)
 def test_a_seed_draws_the_same_model_and_another_another(name):
     config = SYNTHETIC[name].config
