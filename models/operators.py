@@ -22,7 +22,7 @@ class Operator(Protocol):
         ...
 
     def empty_state(self, batch: int) -> Tensor:
-        """The state of `batch` rows that have read nothing."""
+        """The state of `batch` rows that have read nothing, of an operator that carries one."""
         ...
 
 
