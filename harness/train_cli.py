@@ -54,7 +54,7 @@ def train(
         folder,
         device=place,
         backend=backend,
-        provenance=origin(place, backend),
+        provenance=origin(recipe, place, backend),
         seconds=seconds,
         say=lambda line: click.echo(line, err=True),
     )
@@ -71,12 +71,12 @@ def chosen(recipe: Any, model_name: str | None, values: dict[str, str]) -> Any:
     return assigned(recipe, {key.removeprefix("recipe."): value for key, value in values.items()})
 
 
-def origin(device: str, backend: str | None) -> dict[str, Any]:
-    """What the records of a training run on this device say of their origin."""
-    from ..ext import backends, prepare
+def origin(recipe: Any, device: str, backend: str | None) -> dict[str, Any]:
+    """What the records of training this recipe on this device say of their origin."""
+    from ..ext import backends
     from .provenance import provenance
 
-    name = prepare(device, backend)
+    name = backends.pick(device, backend, recipe.model.is_complex).name
     return provenance(
         backend=name, kernel=backends.kernel_digest(name), device=device, dtype="float32", command=command_line()
     )

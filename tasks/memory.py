@@ -1,8 +1,10 @@
-"""Whether a recipe can fit at all, asked before anything is made for it."""
+"""Memory that is not there: asked for before anything is made, and said in one line when it fails after all."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 
@@ -15,7 +17,7 @@ KEPT_PER_WIDTH = 6
 GENERATED = 32
 
 
-def check_memory(recipe: Recipe, device: torch.device) -> None:
+def check(recipe: Recipe, device: torch.device) -> None:
     """ValueError for rows so long, or so many, that what training must keep of them exceeds the device's memory.
 
     A bound from below: what passes may still not fit. An operating system that promises memory it does not have would
@@ -29,6 +31,20 @@ def check_memory(recipe: Recipe, device: torch.device) -> None:
             f"no memory to train on {recipe.batch_size} rows of {recipe.task.length:,} tokens: that takes "
             f"{needed / 2**30:,.0f} GiB or more, and {device} has {there / 2**30:,.0f}"
         )
+
+
+@contextlib.contextmanager
+def shortage_said(recipe: Recipe) -> Iterator[None]:
+    """Turn an allocation that failed into a ValueError of one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise ValueError(
+            f"no memory to train on {recipe.batch_size} rows of {recipe.task.length:,} tokens "
+            f"({str(error).splitlines()[0]})"
+        ) from error
 
 
 def _memory(device: torch.device) -> int | None:

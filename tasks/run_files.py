@@ -24,7 +24,13 @@ from torch import Tensor
 from ..models import weight_files
 from ..reports.record import Record, to_lines
 
-SETTINGS, LOG, MODEL, RECORDS = "settings.json", "log.jsonl", "model.safetensors", "records.jsonl"
+SETTINGS, PIECES, LOG, MODEL, RECORDS = (
+    "settings.json",
+    "pieces.json",
+    "log.jsonl",
+    "model.safetensors",
+    "records.jsonl",
+)
 _CHECKPOINT = "checkpoint-{:08d}.safetensors"
 KEPT = 2
 
@@ -35,6 +41,7 @@ def held(folder: Path) -> Iterator[None]:
 
     ValueError at once where another process holds it, or where the folder can't be made.
     """
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
@@ -49,9 +56,13 @@ def held(folder: Path) -> Iterator[None]:
         raise ValueError(f"{folder}: another process is at work on this run; wait for it or stop it") from None
     finally:
         os.close(descriptor)
+        if is_new:
+            # What was refused leaves no empty folder behind.
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: object) -> None:
     """Write JSON with sorted keys, whole or not at all."""
     _write(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
@@ -68,6 +79,17 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("recipe"), dict):
         raise ValueError(f"{path}: not the settings of a run")
     return content
+
+
+def read_pieces(folder: Path) -> list[dict[str, Any]]:
+    """The processes of which something is kept, as `write_pieces` wrote them."""
+    path = folder / PIECES
+    return json.loads(path.read_text("utf-8")) if path.is_file() else []
+
+
+def write_pieces(folder: Path, pieces: list[dict[str, Any]]) -> None:
+    """Write which processes made the run so far."""
+    write_json(folder / PIECES, pieces)
 
 
 def write_records(folder: Path, records: list[Record]) -> None:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..ext import prepare
+from ..ext import backends
 from ..models import build, parameter_count, restore, store
 from ..models.building import Model
-from . import outcome, run_files
+from . import memory, outcome, run_files
 from .accuracy import Accuracy, measure
-from .memory import check_memory
 from .recipes import Recipe, from_json, to_json
 from .step import UNROLL, Trainee, first_not_finite, stepper
 
 Say = Callable[[str], object]
+# Of the provenance: what may differ from one process of a run to the next.
+PIECE = ("version", "digest", "commit", "dirty", "device_name", "versions")
 
 
 class DivergedError(ValueError):
@@ -62,11 +64,15 @@ def train(
     rate is the one thing that may differ). `DivergedError` names the step and the last checkpoint before it.
     """
     folder = Path(out)
-    with run_files.held(folder):
-        run = _Run(recipe, folder, device=device, backend=backend, unroll=unroll, say=say)
-        result = run.go(seconds)
-        if result.done:
-            run.finish(result, experiment, dict(provenance or {}))
+    place = torch.device(device)
+    with run_files.held(folder), torch.cuda.device(place) if place.type == "cuda" else nullcontext():
+        with memory.shortage_said(recipe):
+            run = _Run(recipe, folder, device=place, backend=backend, unroll=unroll, say=say)
+            run.begin(provenance or {})
+            result = run.go(seconds)
+        # A run that is done keeps what it said of its origin.
+        if result.done and not (folder / run_files.RECORDS).is_file():
+            run.finish(result, experiment, provenance or {})
     return result
 
 
@@ -74,19 +80,19 @@ class _Run:
     """A run at work in its folder, which it holds."""
 
     def __init__(
-        self, recipe: Recipe, folder: Path, *, device: str, backend: str | None, unroll: int, say: Say
+        self, recipe: Recipe, folder: Path, *, device: torch.device, backend: str | None, unroll: int, say: Say
     ) -> None:
+        started = time.perf_counter()
         self.recipe, self.folder, self.unroll, self.say = recipe, folder, unroll, say
-        check_memory(recipe, torch.device(device))
-        self.backend = prepare(device, backend)
+        memory.check(recipe, device)
+        self.backend = backends.pick(device, backend, recipe.model.is_complex).name
         run_files.remove_unfinished(folder)
-        self._claim({"recipe": to_json(recipe), "device": torch.device(device).type, "backend": self.backend})
-        self.trainee = Trainee(
-            recipe, build(recipe.model, seed=recipe.seed, backend=self.backend), torch.device(device)
-        )
+        self._claim({"recipe": to_json(recipe), "device": device.type, "backend": self.backend})
+        self.trainee = Trainee(recipe, build(recipe.model, seed=recipe.seed, backend=backend), device)
         self.step = self._resume()
         self.log = run_files.rewind_log(folder, self.step)
-        self.seconds = self.log[-1]["seconds"] if self.log else 0.0
+        # As if one process had done all that is kept, without a pause.
+        self.started = started - (self.log[-1]["seconds"] if self.log else 0.0)
 
     def _claim(self, settings: dict[str, Any]) -> None:
         """Write the settings, or compare them with those that are there."""
@@ -94,10 +100,11 @@ class _Run:
         if path.is_file():
             there = run_files.read_settings(self.folder)
             mine, theirs = _flat(settings), _flat(there)
-            for name in [name for name in mine | theirs if mine.get(name) != theirs.get(name)]:
-                if name == "recipe.steps" and self._may_go_on(theirs[name]):
-                    (self.folder / run_files.RECORDS).unlink(missing_ok=True)
-                    continue
+            others = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
+            if others == ["recipe.steps"] and self._may_go_on(theirs["recipe.steps"]):
+                (self.folder / run_files.RECORDS).unlink(missing_ok=True)
+            elif others:
+                name = next((name for name in others if name != "recipe.steps"), others[0])
                 raise ValueError(
                     f"{self.folder} is a run of other settings: {name} is {theirs.get(name)!r} there, "
                     f"not {mine.get(name)!r}; name another folder"
@@ -125,6 +132,14 @@ class _Run:
         if found:
             raise ValueError(f"{found[0]}: no checkpoint here is whole; remove them to begin again")
         return 0
+
+    def begin(self, provenance: Mapping[str, Any]) -> None:
+        """Note what code and machine go on from here; those of which nothing is kept are forgotten."""
+        kept = [piece for piece in run_files.read_pieces(self.folder) if piece["after_step"] < self.step]
+        mine = {"after_step": self.step} | {name: provenance[name] for name in PIECE if name in provenance}
+        self.pieces = [*kept, mine]
+        if not self._is_done():
+            run_files.write_pieces(self.folder, self.pieces)
 
     def go(self, seconds: float | None) -> Result:
         """Train until the recipe's end, until it is solved, or until the time is up."""
@@ -168,17 +183,16 @@ class _Run:
         if (bad := first_not_finite(losses)) is not None:
             raise DivergedError(self._diverged(self.step + bad + 1, losses[bad]))
         self.step += self.recipe.log_every
-        self.seconds += took
         line: dict[str, Any] = {
             "step": self.step,
             "length": task.length,
             "loss": sum(losses) / len(losses),
             "accuracy": sum(right) / len(right),
-            "seconds": round(self.seconds, 3),
             "steps_per_second": self.recipe.log_every / took,
         }
         if self.step % self.recipe.evaluate_every == 0 or self.step == self.recipe.steps:
             line["measured"] = asdict(self._measure())
+        line["seconds"] = round(time.perf_counter() - self.started, 3)
         self.log.append(line)
         run_files.append_log(self.folder, line)
         self.say(self._progress(line, task.length))
@@ -215,7 +229,7 @@ class _Run:
         kept = f"the last checkpoint is {last[0]}" if last else "there is no checkpoint before it"
         return f"{self.folder}: the loss of step {step} is {loss}; {kept}"
 
-    def finish(self, result: Result, experiment: str, provenance: dict[str, Any]) -> None:
+    def finish(self, result: Result, experiment: str, provenance: Mapping[str, Any]) -> None:
         """Write the weights and the records."""
         store(self.trainee.model, self.folder)
         made = outcome.records(
@@ -224,7 +238,7 @@ class _Run:
             result.accuracy or self._measure(),
             parameters=parameter_count(self.trainee.model),
             experiment=experiment,
-            provenance=provenance | {"backend": self.backend},
+            provenance={**provenance, "backend": self.backend, "pieces": self.pieces},
         )
         run_files.write_records(self.folder, made)
 

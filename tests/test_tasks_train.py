@@ -119,9 +119,9 @@ def test_the_last_two_checkpoints_are_kept(whole):
 
 
 def test_a_finished_run_is_kept_as_it_is(whole):
-    before = {path: path.read_bytes() for path in whole.iterdir() if path.name != run_files.RECORDS}
-    assert run(whole).done
-    assert before == {path: path.read_bytes() for path in whole.iterdir() if path.name != run_files.RECORDS}
+    before = {path: path.read_bytes() for path in whole.iterdir()}
+    assert run(whole, provenance={"commit": "another"}).done
+    assert before == {path: path.read_bytes() for path in whole.iterdir()}
 
 
 def test_at_a_constant_rate_a_run_can_be_made_longer(tmp_path):
@@ -131,6 +131,23 @@ def test_at_a_constant_rate_a_run_can_be_made_longer(tmp_path):
     run(tmp_path / "twice", constant)
     weights = [outcome(tmp_path / name)[0] for name in ("once", "twice")]
     assert weights[0] == weights[1]
+
+
+def test_the_records_name_every_piece_of_which_something_is_kept(tmp_path, monkeypatch):
+    """The second process is stopped before its first checkpoint."""
+    folder = tmp_path / "run"
+    run(folder, provenance={"commit": "first"}, seconds=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainee, "advance", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, provenance={"commit": "second"})
+    run(folder, provenance={"commit": "third"})
+    origin = record.read(folder / run_files.RECORDS)[0].provenance
+    assert origin["pieces"] == [{"after_step": 0, "commit": "first"}, {"after_step": 4, "commit": "third"}]
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
@@ -188,7 +205,16 @@ def test_memory_that_is_not_there_is_said_before_anything_is_made(tmp_path):
     long = replace(TINY, task=InductionHeads(length=2**31 - 1, vocab_size=8), batch_size=2**10)
     with pytest.raises(ValueError, match="no memory to train on 1024 rows of 2,147,483,647 tokens"):
         run(tmp_path / "run", long)
-    assert not list((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists()
+
+
+def test_memory_that_runs_out_is_one_line(tmp_path, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nAnd more.")
+
+    monkeypatch.setattr(Trainee, "advance", fail)
+    with pytest.raises(ValueError, match=r"^no memory to train on 2 rows of 6 tokens \(CUDA out of memory. .*GiB.\)$"):
+        run(tmp_path / "run")
 
 
 def test_the_log_tells_each_stage_of_the_curriculum_and_every_measurement(whole):
@@ -255,7 +281,8 @@ def test_the_records_say_what_was_measured_and_from_what(tmp_path):
     assert by_metric["parameters"].value == MODEL.n_parameters
     for one in records:
         assert (one.experiment, one.model, one.task, one.seed) == ("a test", "mamba", "induction-heads", 0)
-        assert one.provenance == {"commit": "abc", "backend": BACKEND}
+        pieces = [{"after_step": 0, "commit": "abc"}]
+        assert one.provenance == {"commit": "abc", "backend": BACKEND, "pieces": pieces}
         assert one.setting["task"]["length"] == 6
 
 
