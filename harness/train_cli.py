@@ -23,6 +23,14 @@ from .options import TEXT
 @click.option("--device", default=None, help="cpu, cuda or cuda:N; default: cuda where there is one.")
 @click.option("--backend", help="A backend of the scan by name (see doctor); never falls back.")
 @click.option("--seconds", type=float, help="Stop, with a checkpoint, after so long; the same command goes on.")
+@click.option(
+    "--steps-per-graph",
+    "unroll",
+    type=click.IntRange(1),
+    default=10,
+    show_default=True,
+    help="On a GPU.",
+)
 @click.option("--out", type=TEXT, metavar="DIR", help="The run's folder; default: runs/TASK-seed-N.")
 def train(
     task: str,
@@ -32,6 +40,7 @@ def train(
     device: str | None,
     backend: str | None,
     seconds: float | None,
+    unroll: int,
     out: str | None,
 ) -> None:
     """Train a model on TASK, a recipe such as induction-heads, selective-copying or induction-heads-quick.
@@ -56,6 +65,7 @@ def train(
         backend=backend,
         provenance=origin(recipe, place, backend),
         seconds=seconds,
+        unroll=unroll,
         say=lambda line: click.echo(line, err=True),
     )
     click.echo(f"{folder}: {summary(result)}")

@@ -9,17 +9,20 @@ if TYPE_CHECKING:
     from .associative_recall import AssociativeRecall
     from .batch import Batch, Task
     from .induction_heads import InductionHeads
+    from .recipes import Optimiser, Recipe
     from .selective_copying import SelectiveCopying
 
 _HOMES = {
     "AssociativeRecall": "associative_recall",
     "Batch": "batch",
     "InductionHeads": "induction_heads",
+    "Optimiser": "recipes",
+    "Recipe": "recipes",
     "SelectiveCopying": "selective_copying",
     "Task": "batch",
 }
 
-__all__ = ["AssociativeRecall", "Batch", "InductionHeads", "SelectiveCopying", "Task"]
+__all__ = ["AssociativeRecall", "Batch", "InductionHeads", "Optimiser", "Recipe", "SelectiveCopying", "Task"]
 
 
 def __getattr__(name: str) -> object:
