@@ -150,6 +150,9 @@ def checkpoints(folder: Path) -> list[Path]:
 def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> Path:
     """Write the tensors and their digest, whole or not at all; older checkpoints than the one before are removed."""
     path = checkpoint_path(folder, step)
+    # The log that leads up to it must be there after a power cut, too.
+    with (folder / LOG).open("ab") as log:
+        os.fsync(log.fileno())
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with weight_files.atomic(path) as part:
         save_file(content, part, metadata={"format": "pt", "digest": digest(content)})

@@ -91,6 +91,8 @@ class _Run:
         self.trainee = Trainee(recipe, build(recipe.model, seed=recipe.seed, backend=backend), device)
         self.step = self._resume()
         self.log = run_files.rewind_log(folder, self.step)
+        if (self.log[-1]["step"] if self.log else 0) != self.step:
+            raise ValueError(f"{folder / run_files.LOG} does not reach step {self.step}, of the last whole checkpoint")
         # As if one process had done all that is kept, without a pause.
         self.started = started - (self.log[-1]["seconds"] if self.log else 0.0)
 

@@ -111,6 +111,12 @@ def test_a_log_line_cut_short_by_a_kill_is_written_again(whole, halfway):
     assert outcome(halfway) == outcome(whole)
 
 
+def test_a_log_that_is_not_there_is_said(halfway):
+    (halfway / run_files.LOG).unlink()
+    with pytest.raises(ValueError, match=r"log\.jsonl does not reach step 80, of the last whole checkpoint"):
+        run(halfway)
+
+
 def test_the_last_two_checkpoints_are_kept(whole):
     assert [path.name for path in run_files.checkpoints(whole)] == [
         "checkpoint-00000240.safetensors",
