@@ -222,8 +222,10 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "selective-copying-quick": replace(
             _copying,
             task=SelectiveCopying(places=256),
-            optimiser=Optimiser(learning_rate=1e-3, decay="cosine", decay_steps=5000),
-            steps=10_000,
+            optimiser=Optimiser(learning_rate=2e-3, decay="linear", decay_steps=3000),
+            steps=8500,
+            batch_size=16,
+            curriculum=((1000, 20), (1500, 32), (2000, 64)),
             evaluate_every=500,
             checkpoint_every=500,
         ),
