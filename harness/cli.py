@@ -17,6 +17,7 @@ from .bench_cli import bench
 from .errors import one_line
 from .invocation import command_line, go_offline
 from .options import TEXT, eval_options, split_names
+from .train_cli import train
 
 Layout = Literal["mamba_ssm", "hf"]
 # What a converted checkpoint takes along.
@@ -41,6 +42,7 @@ def cli() -> None:
 
 
 cli.add_command(bench)
+cli.add_command(train)
 
 
 @cli.command("eval")

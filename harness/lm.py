@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from ..models import checkpoint
 from ..models.generate import generate
 from . import generation
 from .answers import Recall, computed
+from .devices import resolve_device
 from .scoring import Limits, Request, Scorer
 from .tokenizer import check_fit, load_tokenizer, tokenizer_digest
 
@@ -42,30 +42,6 @@ def resolve_dtype(dtype: str, device: str, parity: str | None) -> torch.dtype:
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; known: auto, {', '.join(DTYPES)}")
     return DTYPES[dtype]
-
-
-def resolve_device(device: str | None, *, scans: bool = True) -> str:
-    """`cuda` where there is one, else `cpu`; a device asked for by name that is absent is an error.
-
-    Without a name, a model that scans goes to the CPU, with a warning, where CUDA has no usable backend of the scan.
-    """
-    if device is None:
-        return "cuda" if torch.cuda.is_available() and not (scans and _cuda_cannot_scan()) else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,4})?", str(device)):
-        raise ValueError(f"unknown device {device!r}; known: cpu, cuda, cuda:N")
-    count = torch.cuda.device_count()
-    if device != "cpu" and (torch.device(device).index or 0) >= count:
-        raise ValueError(f"device {device!r} asked for, but torch sees {count or 'no'} CUDA devices")
-    return device
-
-
-def _cuda_cannot_scan() -> bool:
-    try:
-        backends.pick("cuda")
-    except ValueError as error:
-        logging.getLogger("mambalab").warning("on the CPU: %s", error)
-        return True
-    return False
 
 
 class MambaLM(TemplateLM):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import hub, layouts, registry, weight_files
 from .layers import widened
@@ -69,12 +70,12 @@ def load(
         # Building so many would take forever, before the first of them was missed.
         raise ValueError(f"{source}: {len(tensors)} tensors can't be {config.n_layer} layers, as config.json has it")
     model = Mamba(config, seed=None, backend=backend)
-    _check_tensors(tensors, model, source)
+    check_tensors(tensors, model.state_dict(), source, optional=[_HEAD] if config.tie_embeddings else [])
     tensors[_HEAD] = _head(tensors, config, source)
     model.load_state_dict(tensors, assign=True)
     model.tie_weights()
     model.to(device=device, dtype=dtype)
-    _check_finite(model, source, dtype)
+    check_finite(model, source, f"read as {dtype}")
     return model.eval()
 
 
@@ -136,13 +137,15 @@ def _renamed(tensors: dict[str, Tensor], kind: Layout, source: Path) -> dict[str
     return {ours if name == theirs else name: tensor for name, tensor in tensors.items()}
 
 
-def _check_tensors(tensors: dict[str, Tensor], model: Mamba, source: Path) -> None:
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
-    optional = {_HEAD} if model.config.tie_embeddings else set()
+def check_tensors(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: Path, optional: Collection[str] = ()
+) -> None:
+    """Refuse with ValueError a table of tensors whose names, shapes or kinds are not those expected."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
     both = sorted(shapes.keys() & tensors.keys())
     problems = {
         "unknown": sorted(tensors.keys() - shapes.keys()),
-        "missing": sorted(shapes.keys() - tensors.keys() - optional),
+        "missing": sorted(shapes.keys() - tensors.keys() - set(optional)),
         "misshaped": [
             f"{name} is {tuple(tensors[name].shape)}, not {shapes[name]}"
             for name in both
@@ -174,10 +177,11 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b) if a.dtype == b.dtype else torch.equal(a.double(), b.double())
 
 
-def _check_finite(model: Mamba, source: Path, dtype: torch.dtype) -> None:
+def check_finite(model: nn.Module, source: Path, how: str) -> None:
+    """Refuse with ValueError a model that holds NaN or inf."""
     bad = [name for name, parameter in model.named_parameters() if not _is_finite(parameter.detach())]
     if bad:
-        raise ValueError(f"{source}: NaN or inf, read as {dtype}, in {len(bad)} tensors ({_few(bad)})")
+        raise ValueError(f"{source}: NaN or inf, {how}, in {len(bad)} tensors ({_few(bad)})")
 
 
 def _is_finite(tensor: Tensor) -> bool:

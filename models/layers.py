@@ -60,16 +60,40 @@ class DeltaProjection(KeepsFloat32, nn.Linear):
 
     @torch.no_grad()
     def initialise(self, dt_min: float, dt_max: float, generator: Generator) -> None:
-        """Weights uniform within rank^-1/2; a bias that makes Δ log-uniform in [dt_min, dt_max] (at least 1e-4).
-
-        As github.com/state-spaces/mamba, mamba_simple.py, draws it; the paper's section 3.6 says uniform.
-        """
+        """Weights uniform within rank^-1/2, and `initialise_delta` for the bias."""
         bound = self.in_features**-0.5
         self.weight.uniform_(-bound, bound, generator=generator)
-        log_delta = torch.empty_like(self.bias).uniform_(math.log(dt_min), math.log(dt_max), generator=generator)
-        delta = log_delta.exp().clamp(min=1e-4)
-        # softplus(bias) = Δ, solved for the bias in the form that keeps small Δ exact.
-        self.bias.copy_(delta + torch.log(-torch.expm1(-delta)))
+        initialise_delta(self.bias, dt_min, dt_max, generator)
+
+
+class StaticDelta(KeepsFloat32):
+    """In the place of the projection for a Δ that is not selective: a bias alone, one Δ a channel."""
+
+    float32_names = ("bias",)
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(d))
+
+    def forward(self, input: Float[Tensor, "*batch 0"]) -> Float[Tensor, "*batch d"]:
+        """Zeros, for the scan to add the bias to: one number, expanded."""
+        return input.new_zeros(()).expand(*input.shape[:-1], len(self.bias))
+
+    def initialise(self, dt_min: float, dt_max: float, generator: Generator) -> None:
+        """`initialise_delta` for the bias."""
+        initialise_delta(self.bias, dt_min, dt_max, generator)
+
+
+@torch.no_grad()
+def initialise_delta(bias: Float[Tensor, " d"], dt_min: float, dt_max: float, generator: Generator) -> None:
+    """A bias whose softplus, Δ, is log-uniform in [dt_min, dt_max] (at least 1e-4).
+
+    As github.com/state-spaces/mamba, mamba_simple.py, draws it; the paper's section 3.6 says uniform.
+    """
+    log_delta = torch.empty_like(bias).uniform_(math.log(dt_min), math.log(dt_max), generator=generator)
+    delta = log_delta.exp().clamp(min=1e-4)
+    # softplus(bias) = Δ, solved for the bias in the form that keeps small Δ exact.
+    bias.copy_(delta + torch.log(-torch.expm1(-delta)))
 
 
 @torch.no_grad()
@@ -78,3 +102,12 @@ def initialise_by_fan_in(module: nn.Linear | nn.Conv1d, generator: Generator) ->
     bound = module.weight[0].numel() ** -0.5
     for parameter in module.parameters(recurse=False):
         parameter.uniform_(-bound, bound, generator=generator)
+
+
+@torch.no_grad()
+def initialise_residual(linear: nn.Linear, n_layer: int, generator: Generator) -> None:
+    """A map that ends a residual branch: weight by fan-in over sqrt(n_layer), bias zero."""
+    initialise_by_fan_in(linear, generator)
+    linear.weight.div_(math.sqrt(n_layer))
+    if linear.bias is not None:
+        linear.bias.zero_()

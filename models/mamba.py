@@ -8,23 +8,24 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from jaxtyping import Float, Int32, Int64
+from jaxtyping import Float, Inexact, Int32, Int64
 from torch import Generator, Tensor, nn
 
-from ..ext import causal_conv1d, selective_scan, step_
-from .layers import DeltaProjection, KeepsFloat32, RMSNorm, initialise_by_fan_in, widened
+from ..ext import causal_conv1d, step_
+from .layers import DeltaProjection, RMSNorm, initialise_by_fan_in, widened
 from .registry import MambaConfig
+from .s6 import SelectiveSSM
 
 
 @dataclass(frozen=True)
 class State:
     """What a model remembers of each row's past: per layer the last inputs of the conv and the state of the scan.
 
-    conv: (b k-1 d) in the weights' dtype; scan: (b d n) in float32 (float64 for a float64 model).
+    conv: (b k-1 d) in the weights' dtype; scan: (b d n) in float32 (float64 for a float64 model; complex with A).
     """
 
     conv: tuple[Float[Tensor, "b j d"], ...]
-    scan: tuple[Float[Tensor, "b d n"], ...]
+    scan: tuple[Inexact[Tensor, "b d n"], ...]
 
     def rows(self, index: Sequence[int] | Int64[Tensor, " p"]) -> State:
         """The states of these rows, in this order, repeats allowed: always a copy, which `step` may overwrite."""
@@ -38,77 +39,67 @@ class State:
         return self.scan[0].shape[0]
 
 
-class MambaMixer(KeepsFloat32):
+class MambaMixer(SelectiveSSM):
     """The sequence mixer of one layer (Mamba, figure 3 and algorithm 2): projections around the conv and the scan."""
-
-    float32_names = ("A_log", "D")
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
-        d, n, r = config.d_inner, config.d_state, config.rank
+        d = config.d_inner
         self.in_proj = nn.Linear(config.d_model, 2 * d, bias=config.bias)
         self.conv1d = nn.Conv1d(d, d, config.d_conv, groups=d, bias=config.conv_bias)
-        self.x_proj = nn.Linear(d, r + 2 * n, bias=False)
-        self.dt_proj = DeltaProjection(r, d)
-        self.A_log = nn.Parameter(torch.empty(d, n, dtype=torch.float32))
-        self.D = nn.Parameter(torch.empty(d, dtype=torch.float32))
+        self.define(config, d)
         self.out_proj = nn.Linear(d, config.d_model, bias=config.bias)
-        self.split = (r, n, n)
-        self.discretisation = config.discretisation
 
     @torch.no_grad()
     def initialise(self, config: MambaConfig, generator: Generator) -> None:
-        """A = -(1 .. n) in each channel (S4D-Real), D = 1; out_proj over sqrt(n_layer): one residual branch a layer."""
+        """Linear maps by their fan-in, out_proj over sqrt(n_layer): one residual branch a layer; then the SSM."""
         for module in (self.in_proj, self.conv1d, self.x_proj, self.out_proj):
-            initialise_by_fan_in(module, generator)
+            if module is not None:
+                initialise_by_fan_in(module, generator)
         for linear in (self.in_proj, self.out_proj):
             if linear.bias is not None:
                 linear.bias.zero_()
         self.out_proj.weight.div_(math.sqrt(config.n_layer))
-        self.dt_proj.initialise(config.dt_min, config.dt_max, generator)
-        self.A_log.copy_(torch.arange(1, config.d_state + 1).log())
-        self.D.fill_(1)
-
-    @property
-    def A(self) -> Float[Tensor, "d n"]:
-        """The diagonal of the state matrix, negative by construction."""
-        return -torch.exp(self.A_log)
+        self.initialise_ssm(generator)
 
     def forward(
         self,
         x: Float[Tensor, "b l m"],
         conv_state: Float[Tensor, "s j d"] | None,
-        scan_state: Float[Tensor, "s d n"] | None,
+        scan_state: Inexact[Tensor, "s d n"] | None,
         cu_seqlens: Int32[Tensor, " s_plus_1"] | None,
         backend: str | None,
-    ) -> tuple[Float[Tensor, "b l m"], Float[Tensor, "s j d"], Float[Tensor, "s d n"]]:
+    ) -> tuple[Float[Tensor, "b l m"], Float[Tensor, "s j d"], Inexact[Tensor, "s d n"]]:
         """Mix a chunk from these states (zeros for None); give the output and the states after it."""
         u, z = self.in_proj(x).chunk(2, -1)
         u, conv_state = causal_conv1d(
             u, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation="silu", initial_state=conv_state,
             cu_seqlens=cu_seqlens, return_final_state=True, backend=backend,
         )  # fmt: skip
-        low, B, C = self.x_proj(u).split(self.split, -1)
-        y, scan_state = selective_scan(
-            u, self.dt_proj(low), self.A, B, C, self.D, z, self.dt_proj.bias, delta_softplus=True,
-            discretisation=self.discretisation, initial_state=scan_state, cu_seqlens=cu_seqlens,
-            return_final_state=True, backend=backend,
-        )  # fmt: skip
+        y, scan_state = self.scan(u, z, scan_state, cu_seqlens, backend)
         return self.out_proj(y), conv_state, scan_state
 
     def step(
         self,
         x: Float[Tensor, "b m"],
         conv_state: Float[Tensor, "b j d"],
-        scan_state: Float[Tensor, "b d n"],
+        scan_state: Inexact[Tensor, "b d n"],
         backend: str | None,
     ) -> Float[Tensor, "b m"]:
         """Mix one token a row, both states advanced in place."""
+        if self.settings.is_complex:
+            # The op's rows of x_proj are real.
+            mixed, conv_after, scan_after = self(x[:, None], conv_state, scan_state, None, backend)
+            conv_state.copy_(conv_after)
+            scan_state.copy_(scan_after)
+            return mixed[:, 0]
         u, z = self.in_proj(x).chunk(2, -1)
         y = step_(
-            u, z, self.conv1d.weight.squeeze(1), self.conv1d.bias, self.x_proj.weight, self.dt_proj.weight,
-            self.A, self.D, self.dt_proj.bias, conv_state, scan_state, discretisation=self.discretisation,
-            backend=backend,
+            u, z, self.conv1d.weight.squeeze(1), self.conv1d.bias,
+            u.new_empty(0, u.shape[1]) if self.x_proj is None else self.x_proj.weight,
+            self.dt_proj.weight if isinstance(self.dt_proj, DeltaProjection) else None,
+            self.A, self.D, self.dt_proj.bias, conv_state, scan_state, B=self.B, C=self.C,
+            discretisation=self.discretisation, backend=backend,
         )  # fmt: skip
         return self.out_proj(y)
 
@@ -125,10 +116,10 @@ class MambaBlock(nn.Module):
         self,
         residual: Float[Tensor, "b l m"],
         conv_state: Float[Tensor, "s j d"] | None = None,
-        scan_state: Float[Tensor, "s d n"] | None = None,
+        scan_state: Inexact[Tensor, "s d n"] | None = None,
         cu_seqlens: Int32[Tensor, " s_plus_1"] | None = None,
         backend: str | None = None,
-    ) -> tuple[Float[Tensor, "b l m"], Float[Tensor, "s j d"], Float[Tensor, "s d n"]]:
+    ) -> tuple[Float[Tensor, "b l m"], Float[Tensor, "s j d"], Inexact[Tensor, "s d n"]]:
         """The residual stream after this layer, and the layer's states after the chunk."""
         mixed, *states = self.mixer(self.norm(residual, backend), conv_state, scan_state, cu_seqlens, backend)
         return residual + mixed, *states
@@ -137,7 +128,7 @@ class MambaBlock(nn.Module):
         self,
         residual: Float[Tensor, "b m"],
         conv_state: Float[Tensor, "b j d"],
-        scan_state: Float[Tensor, "b d n"],
+        scan_state: Inexact[Tensor, "b d n"],
         backend: str | None = None,
     ) -> Float[Tensor, "b m"]:
         """The residual stream of one more token a row, both states advanced in place."""
@@ -159,6 +150,8 @@ class Mamba(nn.Module):
     A_log, D, the Δ bias, the residual stream and scan states are float32 whatever `.to(dtype)` makes of the rest.
     `backend` names a row of `ext.backends`; None lets it pick.
     """
+
+    carries_state = True
 
     def __init__(self, config: MambaConfig, *, seed: int | None = 0, backend: str | None = None) -> None:
         super().__init__()
@@ -222,11 +215,10 @@ class Mamba(nn.Module):
 
     def empty_state(self, batch: int) -> State:
         """The state of `batch` rows that have read nothing, on the model's device."""
-        c, weight = self.config, self.lm_head.weight
-        conv, scan = (batch, c.d_conv - 1, c.d_inner), (batch, c.d_inner, c.d_state)
+        conv = (batch, self.config.d_conv - 1, self.config.d_inner)
         return State(
-            tuple(weight.new_zeros(conv) for _ in self.layers),
-            tuple(weight.new_zeros(scan, dtype=widened(weight.dtype)) for _ in self.layers),
+            tuple(self.lm_head.weight.new_zeros(conv) for _ in self.layers),
+            tuple(block.mixer.empty_state(batch) for block in self.layers),
         )
 
     @property

@@ -4,69 +4,106 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 GPT_NEOX_TOKENIZER = "EleutherAI/gpt-neox-20b"
 DISCRETISATIONS = ("euler", "zoh")
+A_INITS = ("-(n+1)", "-1/2", "random", "complex")
 
+_Named = TypeVar("_Named")
 _PILE = "300B tokens of the Pile"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MambaConfig:
-    """The shape of a Mamba language model (Mamba, section 3.4), in the words of the released checkpoints.
+class SelectiveSettings:
+    """How the selective SSM of a model of width `d_model` is made (S6; Mamba, algorithm 2 and section 3.6).
 
     `dt_rank="auto"` is ceil(d_model / 16), as `rank` gives it. `dt_min` and `dt_max` bound Δ at initialisation only.
+    What is not selective is a parameter: one Δ a channel (table 9's row without a projection), B and C of (d n).
+    `A_init` is a row of table 8: "-(n+1)" (S4D-Real), "-1/2", "random" (-exp(N(0,1))), or "complex" (-1/2 + n i), which
+    makes A, B, C and the state complex, each of its n numbers standing for a conjugate pair.
     A value that makes no model is a ValueError with the value and the rule.
     """
 
     d_model: int
-    n_layer: int
-    vocab_size: int
     d_state: int = 16
-    d_conv: int = 4
-    expand: int = 2
     dt_rank: int | Literal["auto"] = "auto"
-    conv_bias: bool = True
-    bias: bool = False
-    pad_vocab_size_multiple: int = 8
-    tie_embeddings: bool = True
-    norm_epsilon: float = 1e-5
     dt_min: float = 0.001
     dt_max: float = 0.1
     discretisation: Literal["euler", "zoh"] = "euler"
+    selective_delta: bool = True
+    selective_B: bool = True
+    selective_C: bool = True
+    A_init: Literal["-(n+1)", "-1/2", "random", "complex"] = "-(n+1)"
 
     def __post_init__(self) -> None:
-        _require_counts(
-            self, "d_model", "n_layer", "vocab_size", "d_state", "d_conv", "expand", "pad_vocab_size_multiple"
-        )
+        require_counts(self, "d_model", "d_state")
         if self.dt_rank != "auto":
-            _require_counts(self, "dt_rank")
-        for name in ("conv_bias", "bias", "tie_embeddings"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, not {shown(getattr(self, name))}")
-        for name in ("norm_epsilon", "dt_min", "dt_max"):
-            if not _is_positive(getattr(self, name)):
-                raise ValueError(f"{name} must be a positive finite number, not {shown(getattr(self, name))}")
+            require_counts(self, "dt_rank")
+        require_flags(self, "selective_delta", "selective_B", "selective_C")
+        require_positive(self, "dt_min", "dt_max")
         if self.dt_min > self.dt_max:
             raise ValueError(f"dt_min must be at most dt_max, not {shown(self.dt_min)} > {shown(self.dt_max)}")
-        if self.discretisation not in DISCRETISATIONS:
-            raise ValueError(
-                f"discretisation must be one of {', '.join(DISCRETISATIONS)}, not {shown(self.discretisation)}"
-            )
-
-    @property
-    def d_inner(self) -> int:
-        """Channels inside the block."""
-        return self.expand * self.d_model
+        require_one_of(self, "discretisation", DISCRETISATIONS)
+        require_one_of(self, "A_init", A_INITS)
 
     @property
     def rank(self) -> int:
         """The rank of the Δ projection, as a number."""
         return math.ceil(self.d_model / 16) if self.dt_rank == "auto" else self.dt_rank
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether A, B, C and the state are complex."""
+        return self.A_init == "complex"
+
+    @property
+    def reals(self) -> int:
+        """Real numbers in a row of A, B or C: n, or 2 n when they are complex."""
+        return self.d_state * (2 if self.is_complex else 1)
+
+    @property
+    def projected(self) -> tuple[int, int, int]:
+        """Rows of x_proj for Δ, B and C; 0 for one that is static."""
+        return self.rank * self.selective_delta, self.reals * self.selective_B, self.reals * self.selective_C
+
+    def selective_parameters(self, d: int) -> int:
+        """Parameters of the selective SSM on `d` channels: x_proj, dt_proj and its bias, A, D, and what is static."""
+        r, b, c = self.projected
+        static = d * (2 * self.reals - b - c)
+        return (r + b + c) * d + d * r + d + d * self.reals + d + static
+
+
+@dataclass(frozen=True, kw_only=True)
+class MambaConfig(SelectiveSettings):
+    """The shape of a Mamba language model (Mamba, section 3.4), in the words of the released checkpoints.
+
+    A value that makes no model is a ValueError with the value and the rule.
+    """
+
+    n_layer: int
+    vocab_size: int
+    d_conv: int = 4
+    expand: int = 2
+    conv_bias: bool = True
+    bias: bool = False
+    pad_vocab_size_multiple: int = 8
+    tie_embeddings: bool = True
+    norm_epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_counts(self, "n_layer", "vocab_size", "d_conv", "expand", "pad_vocab_size_multiple")
+        require_flags(self, "conv_bias", "bias", "tie_embeddings")
+        require_positive(self, "norm_epsilon")
+
+    @property
+    def d_inner(self) -> int:
+        """Channels inside the block."""
+        return self.expand * self.d_model
 
     @property
     def padded_vocab_size(self) -> int:
@@ -81,11 +118,10 @@ class MambaConfig:
 
     @property
     def _layer_parameters(self) -> int:
-        m, d, n, r = self.d_model, self.d_inner, self.d_state, self.rank
+        m, d = self.d_model, self.d_inner
         in_out = 2 * d * m + d * m + (2 * d + m) * self.bias
         conv = d * self.d_conv + d * self.conv_bias
-        selection = (r + 2 * n) * d + d * r + d
-        return m + in_out + conv + selection + d * n + d
+        return m + in_out + conv + self.selective_parameters(d)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +134,7 @@ class NeoXConfig:
     vocab_size: int
 
     def __post_init__(self) -> None:
-        _require_counts(self, "d_model", "n_layer", "n_head", "vocab_size")
+        require_counts(self, "d_model", "n_layer", "n_head", "vocab_size")
         if self.d_model % self.n_head:
             raise ValueError(f"n_head must divide d_model, not {self.n_head} into {self.d_model}")
 
@@ -125,10 +161,15 @@ class ModelSpec:
 
 def spec(name: str) -> ModelSpec:
     """The spec called `name`; a ValueError that gives the nearest names when there is none."""
-    if name in SPECS:
-        return SPECS[name]
-    near = difflib.get_close_matches(name, SPECS, n=3, cutoff=0.5)
-    raise ValueError(f"unknown model {shown(name)}; {'nearest' if near else 'known'}: {', '.join(near or SPECS)}")
+    return nearest(name, SPECS, "model")
+
+
+def nearest(name: str, known: Mapping[str, _Named], what: str) -> _Named:
+    """What is called `name`; a ValueError that gives the nearest names when there is none."""
+    if isinstance(name, str) and name in known:
+        return known[name]
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    raise ValueError(f"unknown {what} {shown(name)}; {'nearest' if near else 'known'}: {', '.join(near or known)}")
 
 
 def mamba_config(name: str) -> MambaConfig:
@@ -156,17 +197,36 @@ def named(name: str) -> str:
     return name if name.isprintable() and len(name) <= 120 else shown(name)
 
 
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-
-
-def _require_counts(config: object, *names: str) -> None:
+def require_counts(config: object, *names: str) -> None:
+    """Refuse fields that are not integers from 1 to 2^31 - 1."""
     for name in names:
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a positive integer, not {shown(value)}")
         if value >= 2**31:
             raise ValueError(f"{name} must be less than 2^31, not {shown(value)}")
+
+
+def require_flags(config: object, *names: str) -> None:
+    """Refuse fields that are not true or false."""
+    for name in names:
+        if not isinstance(getattr(config, name), bool):
+            raise ValueError(f"{name} must be true or false, not {shown(getattr(config, name))}")
+
+
+def require_positive(config: object, *names: str) -> None:
+    """Refuse fields that are not positive finite numbers."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise ValueError(f"{name} must be a positive finite number, not {shown(value)}")
+
+
+def require_one_of(config: object, name: str, known: Collection[str]) -> None:
+    """Refuse a field that is none of these names."""
+    value = getattr(config, name)
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, not {shown(value)}")
 
 
 def _mamba(

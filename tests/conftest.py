@@ -15,7 +15,7 @@ compiled = re.compile(r"^ *(from|import) (numba|llvmlite|\.lanes|\.lane_math|\.n
 checked = [f"mambalab.ext.{file.stem}" for file in EXT.glob("*.py") if not compiled.search(file.read_text("utf-8"))]
 hooked = find_spec("beartype") is not None
 if hooked:
-    jaxtyping.install_import_hook([*checked, "mambalab.models"], "beartype.beartype")
+    jaxtyping.install_import_hook([*checked, "mambalab.models", "mambalab.tasks"], "beartype.beartype")
 torch.set_num_threads(2)
 
 

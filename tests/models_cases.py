@@ -29,7 +29,8 @@ def tokens(*shape, seed=0, vocabulary=61):
 
 def distance(got, want):
     """The relative distance of two tensors, by the norm of the whole."""
-    got, want = got.detach().double(), want.detach().double()
+    wide = torch.complex128 if want.is_complex() else torch.float64
+    got, want = got.detach().to(wide), want.detach().to(wide)
     return float((got - want).norm() / want.norm().clamp(min=1e-30))
 
 

@@ -55,6 +55,7 @@ def test_the_arrow_check_sees_an_upward_import(tmp_path):
     [
         ("mambalab.harness.cli", {"torch", "pandas", "lm_eval", "transformers", "datasets", "numba"}),
         ("mambalab.models.registry", {"torch"}),
+        ("mambalab.tasks", {"torch"}),
         ("mambalab.reports.record", {"torch", "pandas"}),
         ("mambalab.harness.doctor", {"torch", "pandas", "lm_eval"}),
     ],

@@ -1,0 +1,105 @@
+"""`mambalab train`: a recipe, changed by options, trained in a folder of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .invocation import command_line
+from .options import TEXT
+
+
+@click.command()
+@click.argument("task", metavar="TASK")
+@click.option(
+    "--model",
+    "model_name",
+    help="A row of the paper's tables 1 and 2, such as h3-s4; default: a Mamba.",
+)
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated.")
+@click.option("--seed", type=click.IntRange(0, 2**62 - 1), default=0, show_default=True, help="Of weights and data.")
+@click.option("--device", default=None, help="cpu, cuda or cuda:N; default: cuda where there is one.")
+@click.option("--backend", help="A backend of the scan by name (see doctor); never falls back.")
+@click.option("--seconds", type=float, help="Stop, with a checkpoint, after so long; the same command goes on.")
+@click.option(
+    "--steps-per-graph",
+    "unroll",
+    type=click.IntRange(1),
+    default=10,
+    show_default=True,
+    help="On a GPU.",
+)
+@click.option("--out", type=TEXT, metavar="DIR", help="The run's folder; default: runs/TASK-seed-N.")
+def train(
+    task: str,
+    model_name: str | None,
+    assignments: tuple[str, ...],
+    seed: int,
+    device: str | None,
+    backend: str | None,
+    seconds: float | None,
+    unroll: int,
+    out: str | None,
+) -> None:
+    """Train a model on TASK, a recipe such as induction-heads, selective-copying or induction-heads-quick.
+
+    Keys of --set are the recipe's fields: steps, batch_size, task.length, model.d_state, optimiser.learning_rate …
+    A run that was stopped or killed goes on where its last checkpoint is, and ends with the same weights.
+    """
+    from .assignments import split
+
+    values = split(assignments)
+    from ..tasks import recipes
+    from ..tasks.train import train as train_recipe
+    from .devices import resolve_device
+
+    recipe = chosen(recipes.recipe(task), model_name, values | {"seed": str(seed)})
+    place = resolve_device(device)
+    folder = Path(out or f"runs/{task}-seed-{recipe.seed}")
+    result = train_recipe(
+        recipe,
+        folder,
+        device=place,
+        backend=backend,
+        provenance=origin(recipe, place, backend),
+        seconds=seconds,
+        unroll=unroll,
+        say=lambda line: click.echo(line, err=True),
+    )
+    click.echo(f"{folder}: {summary(result)}")
+
+
+def chosen(recipe: Any, model_name: str | None, values: dict[str, str]) -> Any:
+    """The recipe with another model, where one is named, and these settings."""
+    from ..tasks.recipes import with_model
+    from .assignments import assigned
+
+    if model_name is not None:
+        recipe = with_model(recipe, model_name)
+    return assigned(recipe, {key.removeprefix("recipe."): value for key, value in values.items()})
+
+
+def origin(recipe: Any, device: str, backend: str | None) -> dict[str, Any]:
+    """What the records of training this recipe on this device say of their origin."""
+    from ..ext import backends
+    from .provenance import provenance
+
+    name = backends.pick(device, backend, recipe.model.is_complex).name
+    return provenance(
+        backend=name, kernel=backends.kernel_digest(name), device=device, dtype="float32", command=command_line()
+    )
+
+
+def summary(result: Any) -> str:
+    """How a run stands, in one line."""
+    state = "done" if result.done else "stopped"
+    if result.accuracy is None:
+        return f"{state} after {result.step:,} steps, not measured yet"
+    found = result.accuracy
+    right = round(found.sequence * found.sequences)
+    return (
+        f"{state} after {result.step:,} steps; {found.token:.2%} of answers right, "
+        f"{right} of {found.sequences} sequences without an error"
+    )

@@ -1,0 +1,71 @@
+"""What a finished training run measured, as records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+from ..models.architectures import ModelConfig, SequenceConfig
+from ..models.synthetic import SYNTHETIC
+from ..reports.record import Record
+from .accuracy import Accuracy
+from .recipes import Recipe, to_json
+
+
+def records(
+    recipe: Recipe,
+    log: Sequence[Mapping[str, Any]],
+    accuracy: Accuracy,
+    *,
+    parameters: int,
+    experiment: str,
+    provenance: Mapping[str, Any],
+) -> list[Record]:
+    """Accuracy of answers and of rows at the end, and what the log tells: time, speed, and when all was right first."""
+    first = Record(
+        experiment=experiment,
+        model=model_name(recipe.model),
+        task=recipe.task.name,
+        metric="token accuracy",
+        value=accuracy.token,
+        n=accuracy.answers,
+        stderr=_standard_error(accuracy.token, accuracy.answers),
+        setting=to_json(recipe) | {"steps_done": log[-1]["step"]},
+        seed=recipe.seed,
+        provenance=provenance,
+    )
+    rows = replace(
+        first,
+        metric="sequence accuracy",
+        value=accuracy.sequence,
+        n=accuracy.sequences,
+        stderr=_standard_error(accuracy.sequence, accuracy.sequences),
+    )
+    others = {"loss": accuracy.loss, "parameters": parameters} | _from_log(log)
+    return [first, rows, *(replace(first, metric=name, value=v, n=1, stderr=None) for name, v in others.items())]
+
+
+def model_name(config: ModelConfig) -> str:
+    """What a model is called in records: its row of the paper's tables, or else how it mixes."""
+    rows = (row for row in SYNTHETIC.values() if replace(row.config, vocab_size=config.vocab_size) == config)
+    row = next(rows, None)
+    if row is not None:
+        return row.name
+    return config.mixer if isinstance(config, SequenceConfig) else "mamba"
+
+
+def _from_log(log: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    told = {
+        "training seconds": log[-1]["seconds"],
+        "steps per second": median(line["steps_per_second"] for line in log),
+    }
+    solved = next((line for line in log if "measured" in line and line["measured"]["sequence"] == 1), None)
+    if solved is not None:
+        told |= {"steps to solved": solved["step"], "seconds to solved": solved["seconds"]}
+    return told
+
+
+def _standard_error(fraction: float, n: int) -> float:
+    return (fraction * (1 - fraction) / n) ** 0.5

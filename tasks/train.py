@@ -1,0 +1,258 @@
+"""The trainer: from a recipe to a folder with weights, log and records, through any number of interruptions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..ext import backends
+from ..models import build, parameter_count, restore, store
+from ..models.building import Model
+from . import memory, outcome, run_files
+from .accuracy import Accuracy, measure
+from .recipes import Recipe, from_json, to_json
+from .step import UNROLL, Trainee, first_not_finite, stepper
+
+Say = Callable[[str], object]
+# Of the provenance: what may differ from one process of a run to the next.
+PIECE = ("version", "digest", "commit", "dirty", "device_name", "versions")
+
+
+class DivergedError(ValueError):
+    """A loss that is no finite number: the run can't go on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """How a run stands: steps done, whether they are all, and what was measured last (None before the first time)."""
+
+    step: int
+    done: bool
+    accuracy: Accuracy | None
+
+
+def load(folder: str | Path, *, device: str = "cpu", backend: str | None = None) -> tuple[Recipe, Model]:
+    """The recipe and the trained model of a finished run, in eval mode. FileNotFoundError where there is none."""
+    recipe = from_json(run_files.read_settings(Path(folder))["recipe"])
+    return recipe, restore(folder, device=device, backend=backend)
+
+
+def train(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    device: str = "cpu",
+    backend: str | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    experiment: str = "training",
+    seconds: float | None = None,
+    unroll: int = UNROLL,
+    say: Say = lambda line: None,
+) -> Result:
+    """Train, or go on where an earlier process stopped: the weights at the end have the same bits either way.
+
+    seconds     stop, with a checkpoint, at the first line of the log after so long; calling again goes on
+    provenance  what the records say of their origin; the backend's name is added
+
+    ValueError for a folder that another process holds, or that has other settings (a longer run at a constant learning
+    rate is the one thing that may differ). `DivergedError` names the step and the last checkpoint before it.
+    """
+    folder = Path(out)
+    place = torch.device(device)
+    with run_files.held(folder), torch.cuda.device(place) if place.type == "cuda" else nullcontext():
+        with memory.shortage_said(recipe):
+            run = _Run(recipe, folder, device=place, backend=backend, unroll=unroll, say=say)
+            run.begin(provenance or {})
+            result = run.go(seconds)
+        # A run that is done keeps what it said of its origin.
+        if result.done and not (folder / run_files.RECORDS).is_file():
+            run.finish(result, experiment, provenance or {})
+    return result
+
+
+class _Run:
+    """A run at work in its folder, which it holds."""
+
+    def __init__(
+        self, recipe: Recipe, folder: Path, *, device: torch.device, backend: str | None, unroll: int, say: Say
+    ) -> None:
+        started = time.perf_counter()
+        self.recipe, self.folder, self.unroll, self.say = recipe, folder, unroll, say
+        memory.check(recipe, device)
+        self.backend = backends.pick(device, backend, recipe.model.is_complex).name
+        run_files.remove_unfinished(folder)
+        self._claim({"recipe": to_json(recipe), "device": device.type, "backend": self.backend})
+        self.trainee = Trainee(recipe, build(recipe.model, seed=recipe.seed, backend=backend), device)
+        self.step = self._resume()
+        self.log = run_files.rewind_log(folder, self.step)
+        if (self.log[-1]["step"] if self.log else 0) != self.step:
+            raise ValueError(f"{folder / run_files.LOG} does not reach step {self.step}, of the last whole checkpoint")
+        # As if one process had done all that is kept, without a pause.
+        self.started = started - (self.log[-1]["seconds"] if self.log else 0.0)
+
+    def _claim(self, settings: dict[str, Any]) -> None:
+        """Write the settings, or compare them with those that are there."""
+        path = self.folder / run_files.SETTINGS
+        if path.is_file():
+            there = run_files.read_settings(self.folder)
+            mine, theirs = _flat(settings), _flat(there)
+            others = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
+            if others == ["recipe.steps"] and self._may_go_on(theirs["recipe.steps"]):
+                (self.folder / run_files.RECORDS).unlink(missing_ok=True)
+            elif others:
+                name = next((name for name in others if name != "recipe.steps"), others[0])
+                raise ValueError(
+                    f"{self.folder} is a run of other settings: {name} is {theirs.get(name)!r} there, "
+                    f"not {mine.get(name)!r}; name another folder"
+                )
+        elif any(self.folder.iterdir()):
+            raise ValueError(f"{self.folder} holds something, but no run; name another folder")
+        run_files.write_json(path, settings)
+
+    def _may_go_on(self, steps: int) -> bool:
+        return self.recipe.optimiser.decay == "constant" and steps <= self.recipe.steps
+
+    def _resume(self) -> int:
+        """Take the latest checkpoint that is whole; the step it is of, 0 where there is none."""
+        found = run_files.checkpoints(self.folder)
+        for path in found:
+            try:
+                tensors = run_files.read_checkpoint(path)
+            except ValueError as error:
+                self.say(f"left aside: {error}")
+                continue
+            self.trainee.restore(tensors)
+            step = int(tensors["step"])
+            self.say(f"going on after step {step:,}")
+            return step
+        if found:
+            raise ValueError(f"{found[0]}: no checkpoint here is whole; remove them to begin again")
+        return 0
+
+    def begin(self, provenance: Mapping[str, Any]) -> None:
+        """Note what code and machine go on from here; those of which nothing is kept are forgotten."""
+        kept = [piece for piece in run_files.read_pieces(self.folder) if piece["after_step"] < self.step]
+        mine = {"after_step": self.step} | {name: provenance[name] for name in PIECE if name in provenance}
+        self.pieces = [*kept, mine]
+        if not self._is_done():
+            run_files.write_pieces(self.folder, self.pieces)
+
+    def go(self, seconds: float | None) -> Result:
+        """Train until the recipe's end, until it is solved, or until the time is up."""
+        recipe = self.recipe
+        begun = time.perf_counter()
+        while not self._is_done():
+            task, until = recipe.stage(self.step)
+            advance = stepper(self.trainee, task, self.unroll)
+            while self.step < until and not self._is_done():
+                self._interval(advance)
+                is_late = seconds is not None and time.perf_counter() - begun >= seconds
+                if self.step % recipe.checkpoint_every == 0 or self._is_done() or is_late:
+                    run_files.write_checkpoint(self.folder, self.step, self.trainee.tensors())
+                if is_late and not self._is_done():
+                    self.say(f"stopped after step {self.step:,} of {recipe.steps:,}: the time is up")
+                    return Result(step=self.step, done=False, accuracy=self._last_accuracy())
+        return Result(step=self.step, done=True, accuracy=self._last_accuracy())
+
+    def _is_done(self) -> bool:
+        if self.step >= self.recipe.steps:
+            return True
+        needed = self.recipe.solved_after
+        last = self._measured()[-needed:] if needed else []
+        return bool(last) and len(last) == needed and all(line["sequence"] == 1 for line in last)
+
+    def _measured(self) -> list[dict[str, Any]]:
+        return [line["measured"] for line in self.log if "measured" in line]
+
+    def _last_accuracy(self) -> Accuracy | None:
+        measured = self._measured()
+        return Accuracy(**measured[-1]) if measured else None
+
+    def _interval(self, advance: Callable[[int], None]) -> None:
+        """`log_every` steps, and their line in the log."""
+        started = time.perf_counter()
+        task, _ = self.recipe.stage(self.step)
+        advance(self.recipe.log_every)
+        # Reading the losses waits for the device.
+        losses, right = self.trainee.seen.tolist()
+        took = time.perf_counter() - started
+        if (bad := first_not_finite(losses)) is not None:
+            raise DivergedError(self._diverged(self.step + bad + 1, losses[bad]))
+        self.step += self.recipe.log_every
+        line: dict[str, Any] = {
+            "step": self.step,
+            "length": task.length,
+            "loss": sum(losses) / len(losses),
+            "accuracy": sum(right) / len(right),
+            "steps_per_second": self.recipe.log_every / took,
+        }
+        if self.step % self.recipe.evaluate_every == 0 or self.step == self.recipe.steps:
+            line["measured"] = asdict(self._measure())
+        line["seconds"] = round(time.perf_counter() - self.started, 3)
+        self.log.append(line)
+        run_files.append_log(self.folder, line)
+        self.say(self._progress(line, task.length))
+
+    def _measure(self) -> Accuracy:
+        self.trainee.model.eval()
+        found = measure(
+            self.trainee.model,
+            self.recipe.task,
+            seed=self.recipe.evaluation_seed,
+            sequences=self.recipe.sequences,
+            device=self.trainee.device,
+        )
+        self.trainee.model.train()
+        return found
+
+    def _progress(self, line: dict[str, Any], length: int) -> str:
+        rate, recipe = line["steps_per_second"], self.recipe
+        tokens = rate * recipe.batch_size * length
+        left = (recipe.steps - self.step) / rate
+        text = (
+            f"step {self.step:,}/{recipe.steps:,}  loss {line['loss']:.4f}  accuracy {line['accuracy']:.1%}  "
+            f"{rate:.4g} steps/s  {tokens:.3g} tokens/s  {_clock(left)} left"
+        )
+        if measured := line.get("measured"):
+            text += (
+                f"  | of {measured['sequences']} sequences: tokens {measured['token']:.2%}, "
+                f"sequences {measured['sequence']:.2%}"
+            )
+        return text
+
+    def _diverged(self, step: int, loss: float) -> str:
+        last = run_files.checkpoints(self.folder)
+        kept = f"the last checkpoint is {last[0]}" if last else "there is no checkpoint before it"
+        return f"{self.folder}: the loss of step {step} is {loss}; {kept}"
+
+    def finish(self, result: Result, experiment: str, provenance: Mapping[str, Any]) -> None:
+        """Write the weights and the records."""
+        store(self.trainee.model, self.folder)
+        made = outcome.records(
+            self.recipe,
+            self.log,
+            result.accuracy or self._measure(),
+            parameters=parameter_count(self.trainee.model),
+            experiment=experiment,
+            provenance={**provenance, "backend": self.backend, "pieces": self.pieces},
+        )
+        run_files.write_records(self.folder, made)
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """The leaves of nested dicts, under dotted names."""
+    if not isinstance(value, dict):
+        return {name: value}
+    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{name}.{key}".lstrip(".")).items()}
+
+
+def _clock(seconds: float) -> str:
+    minutes, left = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{left:02}"

@@ -1,0 +1,163 @@
+"""`mambalab train` trains what its options say, and refuses what it can't in one line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+from command import files, mambalab, refused
+from mambalab.harness.assignments import assigned, split
+from mambalab.reports import record
+from mambalab.tasks.recipes import recipe
+from mambalab.tasks.train import load
+
+TINY = {
+    "steps": "8",
+    "batch_size": "2",
+    "log_every": "4",
+    "evaluate_every": "4",
+    "checkpoint_every": "4",
+    "sequences": "8",
+    "task.length": "8",
+    "model.d_model": "8",
+    "model.n_layer": "1",
+    "model.dt_rank": "1",
+}
+
+
+def settings(**changes: str) -> list[str]:
+    pairs = TINY | {key.replace("__", "."): value for key, value in changes.items()}
+    return [f"--set={key}={value}" for key, value in pairs.items()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    length: int = 4
+    kind: Literal["plain", "fancy"] = "plain"
+    rank: int | Literal["auto"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    rate: float = 1.0
+    limit: int | None = None
+    flag: bool = False
+    stages: tuple[tuple[int, int], ...] = ()
+    inner: Inner = field(default_factory=Inner)
+
+    def __post_init__(self) -> None:
+        if self.rate > self.inner.length:
+            raise ValueError("rate above length")
+
+
+def test_train_trains_what_the_options_say(tmp_path):
+    out = tmp_path / "run"
+    answer = mambalab("train", "induction-heads", *settings(optimiser__learning_rate="0.01"), "--seed=5", "--out", out)
+    assert answer.status == 0
+    assert answer.out.startswith(f"{out}: done after 8 steps; ")
+    assert "step 8/8  loss " in answer.err
+    trained, model = load(out)
+    assert (trained.seed, trained.task.length, trained.optimiser.learning_rate) == (5, 8, 0.01)
+    assert trained.model.d_model == 8
+    found = record.read(out / "records.jsonl")
+    assert {r.seed for r in found} == {5}
+    assert {r.provenance["backend"] for r in found} == {"cpu"}
+    assert found[0].provenance["command"].startswith("mambalab train induction-heads --set=")
+    assert sum(p.numel() for p in model.parameters()) == next(r.value for r in found if r.metric == "parameters")
+
+
+def test_train_that_is_stopped_goes_on(tmp_path):
+    command = ("train", "selective-copying", *[s for s in settings(task__places="9") if "length" not in s])
+    first = mambalab(*command, "--set=task.copies=2", "--seconds=0", "--out", tmp_path / "run")
+    assert first.out.endswith(" sequences without an error\n")
+    assert "stopped after 4 steps" in first.out
+    second = mambalab(*command, "--set=task.copies=2", "--out", tmp_path / "run")
+    assert "done after 8 steps" in second.out
+    assert "going on after step 4" in second.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["induction-head"], "unknown task 'induction-head'; nearest: induction-heads, "),
+        (["induction-heads", "--model=mambo"], "unknown synthetic model 'mambo'; nearest: mamba"),
+        (["induction-heads", "--set=task.lenght=5"], "unknown setting 'task.lenght'; nearest: task.length"),
+        (["induction-heads", "--set=task.length"], "--set takes key=value, not 'task.length'"),
+        (["induction-heads", "--set=task.length=two"], "task.length must be an integer, not 'two'"),
+        (["induction-heads", "--set=task.vocab_size=32"], "model.vocab_size must be at least task.vocab_size"),
+        (["selective-copying", "--set=task.places=8"], "copies must be at most places, not 16 data tokens in 8 places"),
+        (["induction-heads", "--set=task.length=2000000000"], "no memory to train on 8 rows of 2,000,000,000 tokens"),
+        (["induction-heads", "--set=steps=1000"], "steps must be a multiple of log_every, 128, not 1000"),
+        (["induction-heads", "--backend=gpu"], "unknown backend 'gpu'"),
+        (["induction-heads", "--device=tpu"], "unknown device 'tpu'; known: cpu, cuda, cuda:N"),
+    ],
+)
+def test_train_refuses_in_one_line(arguments, says, tmp_path, unchecked):
+    line = refused(mambalab("train", *arguments, "--out", tmp_path / "run"))
+    assert says in line
+    assert not files(tmp_path)
+
+
+def test_train_refuses_a_folder_of_other_settings(tmp_path):
+    assert mambalab("train", "induction-heads", *settings(), "--out", tmp_path / "run").status == 0
+    before = files(tmp_path)
+    line = refused(mambalab("train", "induction-heads", *settings(batch_size="3"), "--out", tmp_path / "run"))
+    assert "is a run of other settings: recipe.batch_size is 2 there, not 3; name another folder" in line
+    assert files(tmp_path) == before
+
+
+def test_a_run_that_diverges_is_one_line_too(tmp_path):
+    wild = settings(optimiser__learning_rate="1e30")
+    line = refused(mambalab("train", "induction-heads", *wild, "--out", tmp_path / "run"))
+    assert "the loss of step 2 is nan; there is no checkpoint before it" in line
+
+
+@pytest.mark.parametrize(
+    ("values", "want"),
+    [
+        ({"rate": "2.5"}, Outer(rate=2.5)),
+        ({"limit": "2^10", "flag": "true"}, Outer(limit=1024, flag=True)),
+        ({"limit": "none"}, Outer()),
+        ({"stages": "300x16,200x64"}, Outer(stages=((300, 16), (200, 64)))),
+        ({"stages": ""}, Outer()),
+        ({"inner.kind": "fancy", "inner.rank": "3"}, Outer(inner=Inner(kind="fancy", rank=3))),
+        ({"inner.rank": "auto"}, Outer()),
+        ({"rate": "9", "inner.length": "10"}, Outer(rate=9.0, inner=Inner(length=10))),
+    ],
+)
+def test_values_are_read_as_their_types_and_set_together(values, want):
+    assert assigned(Outer(), values) == want
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"rate": "fast"}, "rate must be a number, not 'fast'"),
+        ({"limit": "1.5"}, "limit must be an integer or none, not '1.5'"),
+        ({"flag": "yes"}, "flag must be true or false, not 'yes'"),
+        ({"stages": "3x"}, "stages must be pairs such as 300x16,200x64, not '3x'"),
+        ({"inner.kind": "odd"}, "inner.kind must be plain or fancy, not 'odd'"),
+        ({"inner.rank": "best"}, "inner.rank must be an integer or auto, not 'best'"),
+        ({"inner": "x"}, "inner holds settings of its own: set inner.length, inner.kind, inner.rank"),
+        ({"rate.x": "1"}, "rate is one value, without settings of its own"),
+        ({"inner.lengths": "1"}, "unknown setting 'inner.lengths'; nearest: inner.length"),
+        ({"zzz": "1"}, "unknown setting 'zzz'; known: rate, limit, flag, stages, inner"),
+    ],
+)
+def test_what_is_no_setting_is_refused(values, says):
+    with pytest.raises(ValueError, match=f"^{says}"):
+        assigned(Outer(), values)
+
+
+def test_a_key_is_given_once():
+    assert split(["a.b=c=d", "e="]) == {"a.b": "c=d", "e": ""}
+    with pytest.raises(ValueError, match="--set a is given twice"):
+        split(["a=1", "a=2"])
+
+
+def test_keys_may_begin_with_recipe(tmp_path):
+    from mambalab.harness.train_cli import chosen
+
+    assert chosen(recipe("copying"), "h3-s6", {"recipe.steps": "5000"}).steps == 5000
+    assert chosen(recipe("associative-recall"), "mamba", {}).model.vocab_size == 8192
