@@ -142,7 +142,8 @@ def _added_up(plan: Plan, grads: tuple[Tensor, ...], segments: int) -> tuple[Ten
         parts.sum(0 if selective else (0, 1)) for selective, parts in ((plan.selective_B, dB), (plan.selective_C, dC))
     )
     if plan.selective_C and plan.is_complex:
-        dC = 2 * dC.conj()
+        # Not the lazy conj(), which is forgotten where a compiled graph runs this.
+        dC = 2 * dC.conj_physical()
     return du, ddelta, dA.sum(0), dB, dC, dD.sum(0), dz, dbias.sum(0), dinitial[::segments]
 
 
@@ -150,6 +151,6 @@ def _as_gradient(grad: Tensor, tensor: Tensor | None) -> Tensor | None:
     if tensor is None:
         return None
     grad = grad.real if grad.is_complex() and not tensor.is_complex() else grad
-    grad = grad.to(tensor.dtype).resolve_conj().contiguous()
+    grad = grad.to(tensor.dtype).contiguous()
     # The first row of several segments would keep the memory of all.
     return grad if grad.untyped_storage().nbytes() == grad.nbytes else grad.clone()

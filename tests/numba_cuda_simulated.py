@@ -285,3 +285,10 @@ def test_bfloat16_is_rounded_as_torch_rounds_it():
 
 def test_the_probe_counts_to_two():
     assert one_more_than(1, torch.device("cpu")) == 2
+
+
+def test_gradients_with_complex_dynamics_are_the_same_in_a_compiled_graph():
+    case = scan_case(b=1, length=3, d=2, n=2, complex_names=("A", "B", "C"))
+    backward = torch.ops.mambalab.selective_scan_backward
+    given = (*case.weights, *case.tensors.values(), None, True, "euler", NAME, None)
+    torch.library.opcheck(backward.default, given, test_utils=("test_aot_dispatch_dynamic",))
