@@ -135,7 +135,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 def _differentiate(ctx: Any, dy: Tensor | None, dfinal_state: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     *inputs, states = ctx.saved_tensors
-    u, _, A, *_ = inputs
+    u, A = inputs[0], inputs[2]
     dy = u.new_zeros(u.shape) if dy is None else dy
     dfinal_state = A.new_zeros(ctx.state_shape) if dfinal_state is None else dfinal_state
     grads = iter(_scan_backward(dy, dfinal_state, *inputs, *ctx.options, states))

@@ -12,7 +12,7 @@ from jaxtyping import Float, Inexact, Int32, Int64
 from torch import Generator, Tensor, nn
 
 from ..ext import causal_conv1d, step_
-from .layers import DeltaProjection, RMSNorm, initialise_by_fan_in, widened
+from .layers import DeltaProjection, Embedding, RMSNorm, initialise_by_fan_in, widened
 from .registry import MambaConfig
 from .s6 import SelectiveSSM
 
@@ -138,7 +138,7 @@ class MambaBlock(nn.Module):
 class _Backbone(nn.Module):
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(config.padded_vocab_size, config.d_model)
+        self.embedding = Embedding(config.padded_vocab_size, config.d_model)
         self.layers = nn.ModuleList(MambaBlock(config) for _ in range(config.n_layer))
         self.norm_f = RMSNorm(config.d_model, config.norm_epsilon)
 

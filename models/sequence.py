@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from .architectures import SequenceConfig, mixer
 from .attention import POSITIONS
-from .layers import RMSNorm, initialise_by_fan_in
+from .layers import Embedding, RMSNorm, initialise_by_fan_in
 from .mamba import State
 from .operators import make_block
 
@@ -44,7 +44,7 @@ class SequenceModel(nn.Module):
         self.carries_state = mixer(config.mixer).carries_state
         reads_positions = config.mixer == "attention" and config.positions in POSITIONS
         with torch.device("meta"):
-            self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+            self.embedding = Embedding(config.vocab_size, config.d_model)
             self.positions = POSITIONS[config.positions](config) if reads_positions else None
             self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layer))
             self.norm_f = RMSNorm(config.d_model, config.norm_epsilon)

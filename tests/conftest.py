@@ -30,6 +30,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     first, last = ((part - 1) * len(items) // parts, part * len(items) // parts)
     config.hook.pytest_deselected(items=[*items[:first], *items[last:]])
     items[:] = items[first:last]
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and torch finds none"))
 
 
 def pytest_report_header() -> list[str]:
