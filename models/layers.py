@@ -58,7 +58,7 @@ class _Looked(torch.autograd.Function):
         (tokens,) = ctx.saved_tensors
         symbols = torch.arange(ctx.symbols, device=grad.device)
         one_hot = (tokens.reshape(-1, 1) == symbols).to(grad.dtype)
-        return None, one_hot.mT @ grad.reshape(len(one_hot), -1)
+        return None, one_hot.mT @ grad.flatten(0, -2)
 
 
 class KeepsFloat32(nn.Module):
