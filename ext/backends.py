@@ -163,8 +163,16 @@ def pick(device: torch.device | str, name: str | None = None, complex_A: bool = 
 
 @torch.compiler.assume_constant_result
 def keeps(device: torch.device | str, name: str | None, complex_A: bool) -> bool:
-    """Whether the backend that `pick` gives keeps states of a forward scan for its backward pass."""
-    return pick(device, name, complex_A).scan_keeping is not None
+    """Whether the backend that `pick` would give, as far as is known, keeps states of a scan for its backward pass.
+
+    Nothing is tested for the answer, which may be asked for inside a transform or of a device without a backend.
+    """
+    place = _with_index(torch.device(device))
+    for row in BACKENDS:
+        if row.device == place.type and name in (None, row.name) and (row.complex_A or not complex_A):
+            if _verdicts.get((row, place)) is None:
+                return row.scan_keeping is not None
+    return False
 
 
 def prepare(device: torch.device | str = "cpu", backend: str | None = None) -> str:

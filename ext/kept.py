@@ -9,7 +9,7 @@ TOGETHER = 4  # states of a channel that lie side by side
 def shape(u: Tensor, A: Tensor, cu_seqlens: Tensor | None) -> tuple[int, int, int, int]:
     """(slots, ceil(n / TOGETHER), d, TOGETHER), in A's dtype; a sequence's slots follow each other.
 
-    Packed sequences have room for one slot more than they can fill, so that where they begin tells where theirs do.
+    Packed sequences have room for one slot more than l / CHECKPOINT, so that where they begin tells where theirs do.
     """
     batch, length, channels = u.shape
     whole = -(-length // CHECKPOINT)

@@ -64,7 +64,8 @@ def launch(make: Callable[[], Any], device: torch.device, blocks: int, threads: 
         stream = 0 if SIMULATED else cuda.external_stream(torch.cuda.current_stream(device).cuda_stream)
         arrays = [_array(value) if isinstance(value, Tensor) else value for value in arguments]
         with warnings.catch_warnings():
-            # Small problems make small grids, which is no news to the caller; numba and numba-cuda each have a category.
+            # Small problems make small grids, which is no news to the caller. By its text: numba and numba-cuda each
+            # have a category.
             warnings.filterwarnings("ignore", message=".*Grid size")
             make()[blocks, threads, stream](*arrays)
 

@@ -42,7 +42,8 @@ def selective_scan(
     `cu_seqlens` packs sequences, laid end to end with b = 1; states then have one row a sequence, (s d n). Its values
     run from 0 to l and never decrease: that is checked on the CPU, and elsewhere with MAMBALAB_DEBUG=1.
     Without an initial state the scan starts from zeros. All inputs but cu_seqlens have gradients, states included. The
-    CUDA backend keeps a state every 16 steps for them: n / 16 times what u takes in float32.
+    CUDA backend keeps a state every 16 steps for them, and one more of each packed sequence: at n = 16 and without
+    packing what u takes in float32.
 
     Raises ValueError where a shape, dtype, device or name breaks these rules, or no backend can run.
     """
@@ -75,10 +76,11 @@ def _scan(
     check_bounds(cu_seqlens, u.shape[1])
     row = pick(u.device, backend or None, A.is_complex())
     given = u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, discretisation
-    if not keep:
-        return *row.scan_forward(*given), _nothing_kept(A)
-    assert row.scan_keeping is not None
-    return row.scan_keeping(*given)
+    if keep and row.scan_keeping is not None:
+        return row.scan_keeping(*given)
+    # A backend that turned out to be refused may have a successor that keeps nothing.
+    states = A.new_zeros(kept.shape(u, A, cu_seqlens)) if keep else _nothing_kept(A)
+    return *row.scan_forward(*given), states
 
 
 @torch.library.custom_op("mambalab::selective_scan_backward", mutates_args=())
@@ -102,7 +104,8 @@ def _scan_backward(
 ) -> list[Tensor]:
     row = pick(u.device, backend or None, A.is_complex())
     given = u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, discretisation
-    grads = row.scan_backward(dy, dfinal_state, *given, *(() if states is None else (states,)))
+    more = () if states is None or row.scan_keeping is None else (states,)
+    grads = row.scan_backward(dy, dfinal_state, *given, *more)
     return [grad for grad in grads if grad is not None]
 
 

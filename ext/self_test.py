@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from . import reference
 
@@ -18,8 +17,7 @@ Draw = Callable[..., Tensor]
 
 def failure(row: Any, device: torch.device) -> str | None:
     """Why the backend `row` must not be used on `device`: its first wrong answer or error; None when all are right."""
-    plain = torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False)
-    with _disable_current_modes(), plain[0], plain[1], plain[2]:
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
         for question in (*QUESTIONS, long_scan) if row.splits else QUESTIONS:
             name = question.__name__
             try:

@@ -10,7 +10,7 @@ from shutil import copytree
 
 import pytest
 import torch
-from ext_cases import device_of, every_backend, scan_case, threads, usable
+from ext_cases import assert_same, device_of, every_backend, scan_case, threads, usable
 from mambalab.ext import backends, causal_conv1d, prepare, selective_scan
 
 REFERENCE = next(row for row in backends.BACKENDS if row.name == "reference")
@@ -200,6 +200,49 @@ def test_a_first_use_inside_a_backward_passes_the_self_test(table):
     table(FAST)
     y.sum().backward()
     assert x.grad is not None
+
+
+TRANSFORMS = {
+    "vmap": lambda call, u: torch.vmap(call)(u[None]),
+    "functionalize": lambda call, u: torch.func.functionalize(call)(u),
+    "another default device": lambda call, u: on_meta(call, u),
+}
+
+
+def on_meta(call, u):
+    with torch.device("meta"):
+        return call(u)
+
+
+@pytest.mark.filterwarnings("ignore:.*performance drop")
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_a_first_use_within_a_transform_leaves_the_backend_usable(table, transform):
+    table(FAST, REFERENCE)
+    tensors = {name: tensor.requires_grad_() for name, tensor in scan_case().tensors.items()}
+    u = tensors.pop("u")
+    found = transform(lambda x: selective_scan(x, **tensors, delta_softplus=True), u.detach())
+    assert backends.chosen("cpu") == "fast"
+    assert_same(
+        {"y": found.reshape(u.shape).detach()},
+        {"y": selective_scan(u, **tensors, delta_softplus=True).detach()},
+        u.dtype,
+    )
+
+
+def test_a_scan_of_meta_tensors_has_gradients():
+    tensors = {name: tensor.to("meta").requires_grad_() for name, tensor in scan_case().tensors.items()}
+    y = selective_scan(**tensors)
+    assert torch.autograd.grad(y.sum(), tensors["A"])[0].is_meta
+
+
+@pytest.mark.parametrize(("name", "keep"), [(None, False), ("second", True), ("nobody", False)])
+def test_what_is_kept_is_told_by_the_row_that_would_be_picked_without_testing_it(table, name, keep):
+    table(FAST, replace(FAST, name="second", scan_keeping=FAST.scan_forward))
+    assert backends.keeps("cpu", name, False) == keep
+
+    assert not backends.keeps("meta", None, False)
+    backends._verdicts[backends.BACKENDS[0], torch.device("cpu")] = "refused"
+    assert backends.keeps("cpu", None, False)
 
 
 def test_a_digest_is_that_of_the_sources(table, tmp_path):

@@ -172,7 +172,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
   __syncthreads();
   const int columns = place.columns(in);
   const Step length = (Step)(place.part.end - place.part.begin);
-  Step t = (length + STEPS - 1) / STEPS * STEPS - STEPS;
+  Step t = length ? (length - 1) / STEPS * STEPS : -STEPS;
   if (length) ask(a, columns, shared, thread, t, (int)(length - t));
   for (int left = (int)(length - t); t >= 0; t -= STEPS, left = STEPS) {
     Lines h, decay, kept[STEPS / PART];

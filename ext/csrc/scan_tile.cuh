@@ -17,7 +17,7 @@ constexpr int GRAIN = 32;
 static_assert(GRAIN % STEPS == 0, "a segment is whole tiles");
 constexpr int PADDED = (STATES * GROUPS + VECTOR - 1) / VECTOR * VECTOR;
 
-// Counts steps, none negative. Where rows can be read in fours the host has made sure that sequences are shorter than 2^31
+// Counts steps. Where rows can be read in fours the host has made sure that sequences are shorter than 2^31
 // steps, and a step less than 2^31 elements, which spares 64-bit products.
 #if ALIGNED
 typedef int Step;
@@ -70,8 +70,8 @@ struct Place {
   }
 };
 
-// Where the state before step t is kept for the backward pass, every CHECKPOINT steps: every sequence has room for one
-// more than l / CHECKPOINT, so that the slots of packed sequences can be told from where they begin.
+// Where the state before step t is kept for the backward pass, every CHECKPOINT steps. Packed sequences have room for one
+// more than l / CHECKPOINT each, so that their slots can be told from where they begin.
 __device__ __forceinline__ long long checkpoint_slot(const Inputs& in, const Place& place, long long t) {
   const long long first = in.bounds.data ? place.whole.begin / CHECKPOINT + place.sequence
                                          : place.sequence * ((in.length + CHECKPOINT - 1) / CHECKPOINT);
