@@ -318,6 +318,17 @@ def test_a_run_that_can_t_be_loaded_says_why(whole, tmp_path, harm, error, says)
         load(tmp_path, backend=BACKEND)
 
 
+def test_steps_taken_together_are_the_steps_one_by_one():
+    recipe = replace(TINY, curriculum=())
+    one, together = (Trainee(recipe, build(recipe.model, backend=BACKEND), torch.device("cpu")) for _ in range(2))
+    for _ in range(6):
+        one.advance(recipe.task)
+    together.advance(recipe.task, 4)
+    together.advance(recipe.task, 2)
+    assert all(torch.equal(t, together.tensors()[name]) for name, t in one.tensors().items())
+    assert torch.equal(one.seen, together.seen)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("unroll", [1, 5])
 def test_a_captured_step_learns_what_a_plain_one_does(unroll):
