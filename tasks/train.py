@@ -17,9 +17,11 @@ from ..models.building import Model
 from . import memory, outcome, run_files
 from .accuracy import Accuracy, measure
 from .recipes import Recipe, from_json, to_json
-from .step import UNROLL, Trainee, first_not_finite, stepper
+from .step import UNROLL, Trainee, first_not_finite, shapes, stepper
 
 Say = Callable[[str], object]
+# Seconds between two lines of progress; the log has them all.
+SAY_EVERY = 1.0
 # Of the provenance: what may differ from one process of a run to the next.
 PIECE = ("version", "digest", "commit", "dirty", "device_name", "versions")
 
@@ -93,6 +95,7 @@ class _Run:
         self.log = run_files.rewind_log(folder, self.step)
         if (self.log[-1]["step"] if self.log else 0) != self.step:
             raise ValueError(f"{folder / run_files.LOG} does not reach step {self.step}, of the last whole checkpoint")
+        self.said = 0.0
         # As if one process had done all that is kept, without a pause.
         self.started = started - (self.log[-1]["seconds"] if self.log else 0.0)
 
@@ -127,6 +130,8 @@ class _Run:
             except ValueError as error:
                 self.say(f"left aside: {error}")
                 continue
+            if shapes(tensors) != shapes(self.trainee.tensors()):
+                raise ValueError(f"{path}: its tensors are not those of this run's model; was it made by other code?")
             self.trainee.restore(tensors)
             step = int(tensors["step"])
             self.say(f"going on after step {step:,}")
@@ -197,7 +202,9 @@ class _Run:
         line["seconds"] = round(time.perf_counter() - self.started, 3)
         self.log.append(line)
         run_files.append_log(self.folder, line)
-        self.say(self._progress(line, task.length))
+        if "measured" in line or time.perf_counter() - self.said >= SAY_EVERY:
+            self.said = time.perf_counter()
+            self.say(self._progress(line, task.length))
 
     def _measure(self) -> Accuracy:
         self.trainee.model.eval()
@@ -233,11 +240,12 @@ class _Run:
 
     def finish(self, result: Result, experiment: str, provenance: Mapping[str, Any]) -> None:
         """Write the weights and the records."""
+        assert result.accuracy is not None, "the last line of the log is always measured"
         store(self.trainee.model, self.folder)
         made = outcome.records(
             self.recipe,
             self.log,
-            result.accuracy or self._measure(),
+            result.accuracy,
             parameters=parameter_count(self.trainee.model),
             experiment=experiment,
             provenance={**provenance, "backend": self.backend, "pieces": self.pieces},

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jaxtyping
 import pytest
@@ -15,7 +17,7 @@ from mambalab.models import build, weight_files
 from mambalab.reports import record
 from mambalab.tasks import InductionHeads, SelectiveCopying, run_files
 from mambalab.tasks.recipes import Optimiser
-from mambalab.tasks.step import Trainee
+from mambalab.tasks.step import Trainee, captured
 from mambalab.tasks.train import DivergedError, load, train
 from train_kills import BACKEND, KILLS, MODEL, TINY
 
@@ -327,6 +329,30 @@ def test_steps_taken_together_are_the_steps_one_by_one():
     together.advance(recipe.task, 2)
     assert all(torch.equal(t, together.tensors()[name]) for name, t in one.tensors().items())
     assert torch.equal(one.seen, together.seen)
+
+
+def test_warming_up_and_capturing_leave_no_trace(monkeypatch):
+    """With a graph that computes while it is captured, which a real one does not: the harder case."""
+    stream = SimpleNamespace(wait_stream=lambda _: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda *_: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: "the graph")
+    monkeypatch.setattr(torch.cuda, "graph", lambda _: nullcontext())
+    trainee = Trainee(TINY, build(MODEL, backend=BACKEND), torch.device("cpu"))
+    trainee.advance(TINY.task, 3)
+    before = {name: tensor.clone() for name, tensor in trainee.tensors().items()}
+    assert captured(trainee, TINY.task, 2) == "the graph"
+    after = trainee.tensors()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_a_checkpoint_of_another_model_is_refused(halfway):
+    path = run_files.checkpoints(halfway)[0]
+    tensors = run_files.read_checkpoint(path)
+    run_files.write_checkpoint(halfway, 80, {name.replace("lm_head", "head"): t for name, t in tensors.items()})
+    with pytest.raises(ValueError, match="its tensors are not those of this run's model; was it made by other code"):
+        run(halfway)
 
 
 @pytest.mark.gpu
