@@ -43,7 +43,7 @@ def train(
     unroll: int,
     out: str | None,
 ) -> None:
-    """Train a model on TASK, a recipe such as induction-heads, selective-copying or induction-heads-quick.
+    """Train a model on TASK, a recipe: induction-heads, selective-copying, associative-recall, table1-h3-s4 …
 
     Keys of --set are the recipe's fields: steps, batch_size, task.length, model.d_state, optimiser.learning_rate …
     A run that was stopped or killed goes on where its last checkpoint is, and ends with the same weights.
