@@ -178,6 +178,26 @@ def test_a_folder_with_a_run_of_other_settings_is_refused(whole, changes, says):
     assert outcome(whole) == before
 
 
+def test_a_run_of_which_nothing_is_kept_makes_room_for_another(tmp_path, monkeypatch, whole):
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainee, "advance", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "run", replace(TINY, seed=1))
+    assert run(tmp_path / "run").done
+    assert outcome(tmp_path / "run") == outcome(whole)
+
+
+def test_a_finished_run_without_its_checkpoints_and_log_is_kept(whole, tmp_path):
+    kept = (run_files.SETTINGS, run_files.MODEL, "config.json", run_files.RECORDS)
+    for name in kept:
+        (tmp_path / name).write_bytes((whole / name).read_bytes())
+    assert run(tmp_path).done
+    assert {path.name for path in tmp_path.iterdir()} == set(kept)
+    longer = replace(TINY, steps=480)
+    with pytest.raises(ValueError, match=r"recipe\.steps is 240 there, not 480"):
+        run(tmp_path, longer)
+
+
 def test_a_folder_that_holds_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(ValueError, match="holds something, but no run; name another folder"):
