@@ -8,6 +8,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 
 import jaxtyping
@@ -302,7 +303,11 @@ def test_the_records_say_what_was_measured_and_from_what(tmp_path):
     run(tmp_path / "run", provenance={"commit": "abc"}, experiment="a test")
     records = record.read(tmp_path / "run" / run_files.RECORDS)
     by_metric = {r.metric: r for r in records}
-    last = run_files.read_log(tmp_path / "run")[-1]["measured"]
+    log = run_files.read_log(tmp_path / "run")
+    last = log[-1]["measured"]
+    assert by_metric["training seconds"].value == log[-1]["seconds"] > log[0]["seconds"] > 0
+    assert by_metric["steps per second"].value == median(line["steps_per_second"] for line in log)
+    assert by_metric["loss"].value == last["loss"]
     assert by_metric["token accuracy"].value == last["token"]
     assert by_metric["sequence accuracy"].value == last["sequence"]
     assert by_metric["sequence accuracy"].n == 16
