@@ -19,7 +19,7 @@ from .options import TEXT
     help="A row of the paper's tables 1 and 2, such as h3-s4; default: a Mamba.",
 )
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated.")
-@click.option("--seed", type=click.IntRange(0, 2**62 - 1), default=0, show_default=True, help="Of weights and data.")
+@click.option("--seed", type=click.IntRange(0, 2**62 - 1), help="Of weights and data; default: 0.")
 @click.option("--device", default=None, help="cpu, cuda or cuda:N; default: cuda where there is one.")
 @click.option("--backend", help="A backend of the scan by name (see doctor); never falls back.")
 @click.option("--seconds", type=float, help="Stop, with a checkpoint, after so long; the same command goes on.")
@@ -36,26 +36,27 @@ def train(
     task: str,
     model_name: str | None,
     assignments: tuple[str, ...],
-    seed: int,
+    seed: int | None,
     device: str | None,
     backend: str | None,
     seconds: float | None,
     unroll: int,
     out: str | None,
 ) -> None:
-    """Train a model on TASK, a recipe such as induction-heads, selective-copying or induction-heads-quick.
+    """Train a model on TASK, a recipe: induction-heads, selective-copying, associative-recall, table1-h3-s4 …
 
     Keys of --set are the recipe's fields: steps, batch_size, task.length, model.d_state, optimiser.learning_rate …
     A run that was stopped or killed goes on where its last checkpoint is, and ends with the same weights.
     """
     from .assignments import split
 
-    values = split(assignments)
+    given = [text.removeprefix("recipe.") for text in assignments]
+    values = split(given if seed is None else [*given, f"seed={seed}"])
     from ..tasks import recipes
     from ..tasks.train import train as train_recipe
     from .devices import resolve_device
 
-    recipe = chosen(recipes.recipe(task), model_name, values | {"seed": str(seed)})
+    recipe = chosen(recipes.recipe(task), model_name, values)
     place = resolve_device(device)
     folder = Path(out or f"runs/{task}-seed-{recipe.seed}")
     result = train_recipe(
@@ -78,7 +79,7 @@ def chosen(recipe: Any, model_name: str | None, values: dict[str, str]) -> Any:
 
     if model_name is not None:
         recipe = with_model(recipe, model_name)
-    return assigned(recipe, {key.removeprefix("recipe."): value for key, value in values.items()})
+    return assigned(recipe, values)
 
 
 def origin(recipe: Any, device: str, backend: str | None) -> dict[str, Any]:

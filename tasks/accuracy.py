@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .batch import Batch, Task
+from .batch import Task
 from .randomness import Device
 
 # Tokens of one forward pass: bounds the memory of a measurement.
@@ -44,10 +43,8 @@ def measure(
 ) -> Accuracy:
     """Accuracy on the rows of step 0 of `seed`, `pass_tokens` tokens at a time (but at least one row)."""
     batch = task.batch(seed, 0, sequences, device)
-    rows = max(1, pass_tokens // task.length)
     right, loss = [], torch.zeros((), dtype=torch.float64, device=device)
-    for first in range(0, sequences, rows):
-        part = _rows(batch, first, first + rows)
+    for part in batch.split(max(1, pass_tokens // task.length)):
         logits, _ = model(part.tokens, logits_at=part.logits_at)
         targets = part.targets.reshape(-1)
         loss += F.cross_entropy(logits.float(), targets, reduction="sum")
@@ -60,8 +57,3 @@ def measure(
         sequences=sequences,
         answers=found.numel(),
     )
-
-
-def _rows(batch: Batch, first: int, end: int) -> Batch:
-    kept: dict[str, Any] = {name: getattr(batch, name)[first:end] for name in ("tokens", "positions", "targets")}
-    return Batch(**kept)

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from .batch import Batch, check_counts, check_size
-from .randomness import Device, bits, distinct, integers, key
+from .batch import Batch, check_counts
+from .randomness import Device, Step, bits, distinct, integers, rows
 
 _KEYS, _VALUES, _SLOTS = 0, 1, 2
 FILLER = 0
@@ -80,17 +80,16 @@ class AssociativeRecall:
         """Places where a query may stand."""
         return (self.length - 2 * self.pairs) // 2
 
-    def batch(self, seed: int, step: int | Int64[Tensor, ""], size: int, device: Device = "cpu") -> Batch:
+    def batch(self, seed: int, step: Step, size: int, device: Device = "cpu") -> Batch:
         """See `Task.batch`; targets are in the order of their positions."""
-        check_size(size)
-        start = key(seed, step, device)
-        columns = torch.arange(max(self.vocab_size, self.length), device=device).expand(size, -1)
+        start = rows(seed, step, size, device)
+        columns = torch.arange(max(self.vocab_size, self.length), device=device)[None]
         keys = 1 + distinct(bits(start, _KEYS, columns[:, : self.n_keys]), self.pairs)
         values = 1 + self.n_keys + distinct(bits(start, _VALUES, columns[:, : self.n_values]), self.pairs)
         slots = self._slots(bits(start, _SLOTS, columns[:, : self.n_slots]))
         positions, order = (2 * (self.pairs + slots)).sort(1)
         shown = torch.stack((keys, values), 2).flatten(1)
-        filler = torch.full((size, self.length - 2 * self.pairs), FILLER, dtype=torch.int64, device=device)
+        filler = torch.full((len(start), self.length - 2 * self.pairs), FILLER, dtype=torch.int64, device=device)
         tokens = torch.cat((shown, filler), 1).scatter(1, positions, keys.gather(1, order))
         return Batch(tokens=tokens, positions=positions, targets=values.gather(1, order))
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from .randomness import ROWS, Device
+from .randomness import Device, Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,11 @@ class Batch:
         rows, length = self.tokens.shape
         first = torch.arange(rows, device=self.tokens.device)[:, None] * length
         return (self.positions + first).reshape(-1)
+
+    def split(self, size: int) -> list[Batch]:
+        """The rows in parts of `size`, the last of which may be smaller."""
+        parts = zip(self.tokens.split(size), self.positions.split(size), self.targets.split(size), strict=True)
+        return [Batch(tokens=tokens, positions=positions, targets=targets) for tokens, positions, targets in parts]
 
 
 @runtime_checkable
@@ -57,8 +62,11 @@ class Task(Protocol):
     @property
     def chance(self) -> float: ...
 
-    def batch(self, seed: int, step: int | Int64[Tensor, ""], size: int, device: Device = "cpu") -> Batch:
-        """`size` rows; none depends on the size. A 0-d int64 `step` on the device can be captured in a graph."""
+    def batch(self, seed: int, step: Step, size: int, device: Device = "cpu") -> Batch:
+        """`size` rows, none of which depends on the size; of several steps, `size` rows of each, one after the other.
+
+        With `step` a tensor on the device, making the batch can be captured in a graph.
+        """
         ...
 
     def oracle(self, tokens: Int64[Tensor, "b l"]) -> Int64[Tensor, "b q"]:
@@ -74,9 +82,3 @@ def check_counts(task: Any, **least: int) -> None:
             raise ValueError(f"{name} must be an integer, not {value!r}")
         if not bound <= value < 2**31:
             raise ValueError(f"{name} must be from {bound} to 2^31 - 1, not {value}")
-
-
-def check_size(size: int) -> None:
-    """ValueError for a number of rows that no batch can have."""
-    if not 1 <= size <= ROWS:
-        raise ValueError(f"a batch must have from 1 to 2^24 rows, not {size}")

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from .batch import Batch, check_counts, check_size
-from .randomness import Device, bits, integers, key
+from .batch import Batch, check_counts
+from .randomness import Device, Step, bits, integers, rows
 
 _PLACES, _SYMBOLS = 0, 1
 EARLY = 10
@@ -62,35 +62,31 @@ class InductionHeads:
         """The symbol that stands twice in each row."""
         return self.vocab_size - 1
 
-    def batch(self, seed: int, step: int | Int64[Tensor, ""], size: int, device: Device = "cpu") -> Batch:
+    def batch(self, seed: int, step: Step, size: int, device: Device = "cpu") -> Batch:
         """See `Task.batch`."""
-        start = key(seed, step, device)
-        places = self._places(start, size)
+        start = rows(seed, step, size, device)
+        places = self._places(start)
         tokens = self._tokens(start, places, torch.arange(self.length, device=device)[None])
-        positions = torch.full((size, 1), self.length - 1, dtype=torch.int64, device=device)
+        positions = torch.full_like(places, self.length - 1)
         return Batch(tokens=tokens, positions=positions, targets=tokens.gather(1, places + 1))
 
     def chunk(
-        self, seed: int, step: int | Int64[Tensor, ""], size: int, begin: int, end: int, device: Device = "cpu"
+        self, seed: int, step: Step, size: int, begin: int, end: int, device: Device = "cpu"
     ) -> Int64[Tensor, "b c"]:
         """`batch(…).tokens[:, begin:end]`, in memory that grows with the chunk and not with the length."""
         if not 0 <= begin <= end <= self.length:
             raise ValueError(f"a chunk must lie within 0 .. {self.length}, not {begin} .. {end}")
-        start = key(seed, step, device)
-        return self._tokens(start, self._places(start, size), torch.arange(begin, end, device=device)[None])
+        start = rows(seed, step, size, device)
+        return self._tokens(start, self._places(start), torch.arange(begin, end, device=device)[None])
 
-    def targets(
-        self, seed: int, step: int | Int64[Tensor, ""], size: int, device: Device = "cpu"
-    ) -> Int64[Tensor, "b 1"]:
+    def targets(self, seed: int, step: Step, size: int, device: Device = "cpu") -> Int64[Tensor, "b 1"]:
         """`batch(…).targets`, without its tokens."""
-        start = key(seed, step, device)
-        return self._symbols(start, self._places(start, size) + 1)
+        start = rows(seed, step, size, device)
+        return self._symbols(start, self._places(start) + 1)
 
-    def places(
-        self, seed: int, step: int | Int64[Tensor, ""], size: int, device: Device = "cpu"
-    ) -> Int64[Tensor, "b 1"]:
+    def places(self, seed: int, step: Step, size: int, device: Device = "cpu") -> Int64[Tensor, "b 1"]:
         """Where the first trigger of each row stands; the query is `length - 1 - places` tokens behind it."""
-        return self._places(key(seed, step, device), size)
+        return self._places(rows(seed, step, size, device))
 
     def oracle(self, tokens: Int64[Tensor, "b l"]) -> Int64[Tensor, "b 1"]:
         """The token after the first that equals the last."""
@@ -101,15 +97,13 @@ class InductionHeads:
         """How many tokens the query, which is the last, stands behind the first trigger."""
         return self.length - 1 - (tokens == tokens[:, -1:]).int().argmax(1)
 
-    def _places(self, start: Tensor, size: int) -> Tensor:
-        check_size(size)
+    def _places(self, start: Tensor) -> Tensor:
         room = self.length - 2 if self.trigger == "uniform" else min(EARLY, self.length - 2)
-        only = torch.zeros(size, 1, dtype=torch.int64, device=start.device)
-        return integers(bits(start, _PLACES, only), room)
+        return integers(bits(start, _PLACES, torch.zeros_like(start)), room)
 
     def _tokens(self, start: Tensor, places: Tensor, columns: Tensor) -> Tensor:
         is_trigger = (columns == places) | (columns == self.length - 1)
-        return self._symbols(start, columns.expand(len(places), -1)).masked_fill(is_trigger, self.trigger_token)
+        return self._symbols(start, columns).masked_fill(is_trigger, self.trigger_token)
 
     def _symbols(self, start: Tensor, columns: Tensor) -> Tensor:
         return integers(bits(start, _SYMBOLS, columns), self.vocab_size - 1)

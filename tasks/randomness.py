@@ -14,6 +14,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 Device = torch.device | str
+# Which batch: a number, or a tensor of one or several on the device, which a CUDA graph can advance.
+Step = int | Int64[Tensor, ""] | Int64[Tensor, " k"]
 
 # What a counter has room for.
 ROWS, COLUMNS = 2**24, 2**32
@@ -42,14 +44,18 @@ def _shifted(z: Tensor, by: int) -> Tensor:
     return (z >> by) & ((1 << (64 - by)) - 1)
 
 
-def key(seed: int, step: int | Int64[Tensor, ""], device: Device) -> Int64[Tensor, ""]:
-    """What all bits of one step begin from, on the device. `step` may be a tensor there; it must not be negative.
+def rows(seed: int, step: Step, size: int, device: Device) -> Int64[Tensor, "b 1"]:
+    """What the bits of each of `size` rows begin from, on the device; of several steps, `size` rows of each in turn.
 
-    ValueError for a seed outside [0, 2^63).
+    A row's does not depend on the size. Steps may be tensors on the device; they must not be negative. ValueError for a
+    seed outside [0, 2^63) and for a size that no batch can have.
     """
+    if not 1 <= size <= ROWS:
+        raise ValueError(f"a batch must have from 1 to 2^24 rows, not {size}")
     if not isinstance(step, Tensor):
         step = torch.full((), step, dtype=torch.int64, device=device)
-    return mix(step * _PER_STEP + _seed_key(seed))
+    starts = mix(step * _PER_STEP + _seed_key(seed))
+    return (starts.reshape(-1, 1) + torch.arange(size, device=device) * _PER_ROW).reshape(-1, 1)
 
 
 @lru_cache(maxsize=256)
@@ -59,13 +65,9 @@ def _seed_key(seed: int) -> int:
     return int(mix(torch.tensor(seed) + _PER_STEP))
 
 
-def bits(key: Int64[Tensor, ""], stream: int, columns: Int64[Tensor, "b l"]) -> Int64[Tensor, "b l"]:
-    """64 random bits, as int64, for these columns of rows 0, 1, 2 …
-
-    They depend neither on how many rows there are nor on which other columns are asked for.
-    """
-    rows = torch.arange(len(columns), device=columns.device)[:, None] * _PER_ROW
-    return mix(columns * _PER_COLUMN + rows + (key + _signed(_PER_STREAM * stream)))
+def bits(rows: Int64[Tensor, "b 1"], stream: int, columns: Int64[Tensor, "#b l"]) -> Int64[Tensor, "b l"]:
+    """64 random bits, as int64, for these columns of these rows; they do not depend on which others are asked for."""
+    return mix(columns * _PER_COLUMN + (rows + _signed(_PER_STREAM * stream)))
 
 
 def integers(bits: Int64[Tensor, "*shape"], high: int) -> Int64[Tensor, "*shape"]:

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from .batch import Batch, check_counts, check_size
-from .randomness import Device, bits, distinct, integers, key
+from .batch import Batch, check_counts
+from .randomness import Device, Step, bits, distinct, integers, rows
 
 _PLACES, _SYMBOLS = 0, 1
 NOISE = 0
@@ -73,11 +73,10 @@ class SelectiveCopying:
         """The symbol at which a data token is asked for."""
         return self.vocab_size - 1
 
-    def batch(self, seed: int, step: int | Int64[Tensor, ""], size: int, device: Device = "cpu") -> Batch:
+    def batch(self, seed: int, step: Step, size: int, device: Device = "cpu") -> Batch:
         """See `Task.batch`."""
-        check_size(size)
-        start = key(seed, step, device)
-        columns = torch.arange(self.length, device=device).expand(size, -1)
+        start = rows(seed, step, size, device)
+        columns = torch.arange(self.length, device=device).expand(len(start), -1)
         places = columns[:, : self.copies]
         data = 1 + integers(bits(start, _SYMBOLS, places), self.vocab_size - 2)
         if self.variable:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models.building import Model
-from .batch import Task
+from .batch import Batch, Task
 from .recipes import Recipe
 
 WARM_UP = 3
@@ -65,17 +65,20 @@ class Trainee:
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take these values, in place: captured graphs go on from them. ValueError for tensors of another model."""
-        own = self.tensors()
-        if shapes(own) != shapes(tensors):
-            raise ValueError("its tensors are not this model's")
-        for name, tensor in own.items():
+        """Take these values, in place: captured graphs go on from them."""
+        for name, tensor in self.tensors().items():
             tensor.copy_(tensors[name])
 
-    def advance(self, task: Task) -> None:
-        """One step on this task. Nothing in it waits for the device, and nothing changes but tensors in place."""
+    def advance(self, task: Task, steps: int = 1) -> None:
+        """So many steps on this task. Nothing waits for the device, and nothing changes but tensors in place."""
+        # The batches of all steps are made at once: that takes no more launches than one.
+        coming = self.step + torch.arange(steps, device=self.device)
+        batches = task.batch(self.recipe.seed, coming, self.recipe.batch_size, self.device)
+        for batch in batches.split(self.recipe.batch_size):
+            self._learn(batch)
+
+    def _learn(self, batch: Batch) -> None:
         recipe = self.recipe
-        batch = task.batch(recipe.seed, self.step, recipe.batch_size, self.device)
         targets = batch.targets.reshape(-1)
         logits, _ = self.model(batch.tokens, logits_at=batch.logits_at)
         loss = F.cross_entropy(logits.float(), targets)
@@ -116,11 +119,11 @@ def captured(trainee: Trainee, task: Task, steps: int) -> torch.cuda.CUDAGraph:
     side = torch.cuda.Stream(trainee.device)
     side.wait_stream(torch.cuda.current_stream(trainee.device))
     with torch.cuda.stream(side):
-        _repeat(lambda: trainee.advance(task), WARM_UP)
+        trainee.advance(task, WARM_UP)
     torch.cuda.current_stream(trainee.device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        _repeat(lambda: trainee.advance(task), steps)
+        trainee.advance(task, steps)
     trainee.restore(before)
     return graph
 

@@ -16,10 +16,13 @@ from ..models import build, parameter_count, restore, store
 from ..models.building import Model
 from . import memory, outcome, run_files
 from .accuracy import Accuracy, measure
+from .claim import claim
 from .recipes import Recipe, from_json, to_json
-from .step import UNROLL, Trainee, first_not_finite, stepper
+from .step import UNROLL, Trainee, first_not_finite, shapes, stepper
 
 Say = Callable[[str], object]
+# Seconds between two lines of progress; the log has them all.
+SAY_EVERY = 1.0
 # Of the provenance: what may differ from one process of a run to the next.
 PIECE = ("version", "digest", "commit", "dirty", "device_name", "versions")
 
@@ -63,17 +66,27 @@ def train(
     ValueError for a folder that another process holds, or that has other settings (a longer run at a constant learning
     rate is the one thing that may differ). `DivergedError` names the step and the last checkpoint before it.
     """
-    folder = Path(out)
-    place = torch.device(device)
+    folder, place = Path(out), torch.device(device)
     with run_files.held(folder), torch.cuda.device(place) if place.type == "cuda" else nullcontext():
+        memory.check(recipe, place)
+        name = backends.pick(device, backend, recipe.model.is_complex).name
+        if claim(folder, recipe, {"recipe": to_json(recipe), "device": place.type, "backend": name}):
+            say("done already, and kept as it is")
+            return _finished(run_files.read_log(folder), recipe)
         with memory.shortage_said(recipe):
             run = _Run(recipe, folder, device=place, backend=backend, unroll=unroll, say=say)
             run.begin(provenance or {})
             result = run.go(seconds)
-        # A run that is done keeps what it said of its origin.
-        if result.done and not (folder / run_files.RECORDS).is_file():
-            run.finish(result, experiment, provenance or {})
+        if result.done:
+            run.finish(result, experiment, {**(provenance or {}), "backend": name})
     return result
+
+
+def _finished(log: list[dict[str, Any]], recipe: Recipe) -> Result:
+    """How a run stands whose records are there, its log perhaps not."""
+    if not log:
+        return Result(step=recipe.steps, done=True, accuracy=None)
+    return Result(step=log[-1]["step"], done=True, accuracy=Accuracy(**log[-1]["measured"]))
 
 
 class _Run:
@@ -84,39 +97,14 @@ class _Run:
     ) -> None:
         started = time.perf_counter()
         self.recipe, self.folder, self.unroll, self.say = recipe, folder, unroll, say
-        memory.check(recipe, device)
-        self.backend = backends.pick(device, backend, recipe.model.is_complex).name
-        run_files.remove_unfinished(folder)
-        self._claim({"recipe": to_json(recipe), "device": device.type, "backend": self.backend})
         self.trainee = Trainee(recipe, build(recipe.model, seed=recipe.seed, backend=backend), device)
         self.step = self._resume()
         self.log = run_files.rewind_log(folder, self.step)
         if (self.log[-1]["step"] if self.log else 0) != self.step:
             raise ValueError(f"{folder / run_files.LOG} does not reach step {self.step}, of the last whole checkpoint")
+        self.said = 0.0
         # As if one process had done all that is kept, without a pause.
         self.started = started - (self.log[-1]["seconds"] if self.log else 0.0)
-
-    def _claim(self, settings: dict[str, Any]) -> None:
-        """Write the settings, or compare them with those that are there."""
-        path = self.folder / run_files.SETTINGS
-        if path.is_file():
-            there = run_files.read_settings(self.folder)
-            mine, theirs = _flat(settings), _flat(there)
-            others = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
-            if others == ["recipe.steps"] and self._may_go_on(theirs["recipe.steps"]):
-                (self.folder / run_files.RECORDS).unlink(missing_ok=True)
-            elif others:
-                name = next((name for name in others if name != "recipe.steps"), others[0])
-                raise ValueError(
-                    f"{self.folder} is a run of other settings: {name} is {theirs.get(name)!r} there, "
-                    f"not {mine.get(name)!r}; name another folder"
-                )
-        elif any(self.folder.iterdir()):
-            raise ValueError(f"{self.folder} holds something, but no run; name another folder")
-        run_files.write_json(path, settings)
-
-    def _may_go_on(self, steps: int) -> bool:
-        return self.recipe.optimiser.decay == "constant" and steps <= self.recipe.steps
 
     def _resume(self) -> int:
         """Take the latest checkpoint that is whole; the step it is of, 0 where there is none."""
@@ -127,6 +115,8 @@ class _Run:
             except ValueError as error:
                 self.say(f"left aside: {error}")
                 continue
+            if shapes(tensors) != shapes(self.trainee.tensors()):
+                raise ValueError(f"{path}: its tensors are not those of this run's model; was it made by other code?")
             self.trainee.restore(tensors)
             step = int(tensors["step"])
             self.say(f"going on after step {step:,}")
@@ -140,8 +130,7 @@ class _Run:
         kept = [piece for piece in run_files.read_pieces(self.folder) if piece["after_step"] < self.step]
         mine = {"after_step": self.step} | {name: provenance[name] for name in PIECE if name in provenance}
         self.pieces = [*kept, mine]
-        if not self._is_done():
-            run_files.write_pieces(self.folder, self.pieces)
+        run_files.write_pieces(self.folder, self.pieces)
 
     def go(self, seconds: float | None) -> Result:
         """Train until the recipe's end, until it is solved, or until the time is up."""
@@ -197,7 +186,9 @@ class _Run:
         line["seconds"] = round(time.perf_counter() - self.started, 3)
         self.log.append(line)
         run_files.append_log(self.folder, line)
-        self.say(self._progress(line, task.length))
+        if "measured" in line or time.perf_counter() - self.said >= SAY_EVERY:
+            self.said = time.perf_counter()
+            self.say(self._progress(line, task.length))
 
     def _measure(self) -> Accuracy:
         self.trainee.model.eval()
@@ -233,23 +224,17 @@ class _Run:
 
     def finish(self, result: Result, experiment: str, provenance: Mapping[str, Any]) -> None:
         """Write the weights and the records."""
+        assert result.accuracy is not None, "the last line of the log is always measured"
         store(self.trainee.model, self.folder)
         made = outcome.records(
             self.recipe,
             self.log,
-            result.accuracy or self._measure(),
+            result.accuracy,
             parameters=parameter_count(self.trainee.model),
             experiment=experiment,
-            provenance={**provenance, "backend": self.backend, "pieces": self.pieces},
+            provenance={**provenance, "pieces": self.pieces},
         )
         run_files.write_records(self.folder, made)
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """The leaves of nested dicts, under dotted names."""
-    if not isinstance(value, dict):
-        return {name: value}
-    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{name}.{key}".lstrip(".")).items()}
 
 
 def _clock(seconds: float) -> str:

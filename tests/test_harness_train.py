@@ -8,6 +8,7 @@ from typing import Literal
 import pytest
 from command import files, mambalab, refused
 from mambalab.harness.assignments import assigned, split
+from mambalab.harness.train_cli import chosen
 from mambalab.reports import record
 from mambalab.tasks.recipes import recipe
 from mambalab.tasks.train import load
@@ -88,6 +89,7 @@ def test_train_that_is_stopped_goes_on(tmp_path):
         (["induction-heads", "--set=task.vocab_size=32"], "model.vocab_size must be at least task.vocab_size"),
         (["selective-copying", "--set=task.places=8"], "copies must be at most places, not 16 data tokens in 8 places"),
         (["induction-heads", "--set=task.length=2000000000"], "no memory to train on 8 rows of 2,000,000,000 tokens"),
+        (["induction-heads", "--set=seed=1", "--seed=2"], "--set seed is given twice"),
         (["induction-heads", "--set=steps=1000"], "steps must be a multiple of log_every, 128, not 1000"),
         (["induction-heads", "--backend=gpu"], "unknown backend 'gpu'"),
         (["induction-heads", "--device=tpu"], "unknown device 'tpu'; known: cpu, cuda, cuda:N"),
@@ -157,7 +159,11 @@ def test_a_key_is_given_once():
 
 
 def test_keys_may_begin_with_recipe(tmp_path):
-    from mambalab.harness.train_cli import chosen
+    given = [setting.replace("--set=", "--set=recipe.") for setting in settings(seed="3")]
+    assert mambalab("train", "induction-heads", *given, "--out", tmp_path / "run").status == 0
+    assert load(tmp_path / "run")[0].seed == 3
 
-    assert chosen(recipe("copying"), "h3-s6", {"recipe.steps": "5000"}).steps == 5000
+
+def test_a_model_by_name_gets_an_embedding_of_the_task_s_symbols():
+    assert chosen(recipe("copying"), "h3-s6", {"steps": "5000"}).steps == 5000
     assert chosen(recipe("associative-recall"), "mamba", {}).model.vocab_size == 8192

@@ -77,6 +77,17 @@ def test_a_row_depends_on_neither_the_batch_size_nor_how_the_step_is_given(task,
         assert torch.equal(getattr(whole, field.name)[:size], getattr(part, field.name))
 
 
+@settings(max_examples=30, deadline=None)
+@given(TASKS, seeds, st.lists(steps, min_size=1, max_size=4))
+def test_the_batches_of_several_steps_are_those_of_each(task, seed, several):
+    made = task.batch(seed, torch.tensor(several), 3).split(3)
+    assert len(made) == len(several)
+    for batch, step in zip(made, several, strict=True):
+        alone = task.batch(seed, step, 3)
+        for field in fields(alone):
+            assert torch.equal(getattr(batch, field.name), getattr(alone, field.name))
+
+
 @every
 def test_tasks_are_tasks(task):
     assert isinstance(task, Task)

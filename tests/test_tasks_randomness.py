@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mambalab.tasks import AssociativeRecall, InductionHeads, SelectiveCopying
 from mambalab.tasks.associative_recall import exponential
-from mambalab.tasks.randomness import bits, distinct, integers, key, mix
+from mambalab.tasks.randomness import bits, distinct, integers, mix, rows
 from scipy.stats import chisquare, kstest
 
 MASK = 2**64 - 1
@@ -33,8 +33,8 @@ def unsigned(tensor: torch.Tensor) -> list[int]:
     return [value & MASK for value in tensor.reshape(-1).tolist()]
 
 
-def draws(rows: int, columns: int, seed: int = 0, step: int = 0, stream: int = 0) -> torch.Tensor:
-    return bits(key(seed, step, "cpu"), stream, torch.arange(columns).expand(rows, -1))
+def draws(size: int, columns: int, seed: int = 0, step: int = 0, stream: int = 0) -> torch.Tensor:
+    return bits(rows(seed, step, size, "cpu"), stream, torch.arange(columns)[None])
 
 
 def test_splitmix64_begins_as_published():
@@ -52,7 +52,7 @@ def test_splitmix64_begins_as_published():
     st.integers(0, 2**32 - 1),
 )
 def test_bits_are_the_hash(seed, step, stream, row, column):
-    found = bits(key(seed, step, "cpu"), stream, torch.full((row + 1, 1), column))
+    found = bits(rows(seed, step, row + 1, "cpu"), stream, torch.tensor([[column]]))
     assert unsigned(found[row]) == [defined(seed, step, stream, row, column)]
     assert integers(found[row], 15).item() == found[row].item() % 15
 

@@ -66,6 +66,24 @@ def test_every_row_of_the_tables_takes_a_step_on_every_parameter(name, unchecked
     assert trainee.step.item() == 1
 
 
+@pytest.mark.parametrize("row", SYNTHETIC.values(), ids=SYNTHETIC)
+def test_every_row_of_the_tables_has_a_recipe_of_its_own(row):
+    one = RECIPES[f"{row.table}-{row.name}"]
+    assert one.model == row.config
+    copies = row.table == "table1"
+    assert one.task == (SelectiveCopying() if copies else InductionHeads())
+    assert (one.steps, one.batch_size) == ((400_000, 64) if copies else (one.steps, 8))
+
+
+def test_table_2_has_the_paper_s_epochs_and_rates():
+    found = {name: RECIPES[f"table2-{name}"] for name in ("mamba", "mha-abs", "mha-rope", "mha-xpos", "h3", "hyena")}
+    assert {name: one.steps for name, one in found.items()} == {
+        "mamba": 204_800, "mha-abs": 204_800, "mha-rope": 409_600, "mha-xpos": 409_600, "h3": 81_920, "hyena": 81_920,
+    }  # fmt: skip
+    rates = {name: one.optimiser.learning_rate for name, one in found.items()}
+    assert rates == dict.fromkeys(found, 2e-4) | {"mamba": 1e-3}
+
+
 def test_an_unknown_name_gets_its_neighbours():
     with pytest.raises(ValueError, match="unknown task 'induction-head'; nearest: induction-heads, "):
         recipe("induction-head")

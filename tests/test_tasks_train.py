@@ -5,8 +5,11 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
 
 import jaxtyping
 import pytest
@@ -15,7 +18,7 @@ from mambalab.models import build, weight_files
 from mambalab.reports import record
 from mambalab.tasks import InductionHeads, SelectiveCopying, run_files
 from mambalab.tasks.recipes import Optimiser
-from mambalab.tasks.step import Trainee
+from mambalab.tasks.step import Trainee, captured
 from mambalab.tasks.train import DivergedError, load, train
 from train_kills import BACKEND, KILLS, MODEL, TINY
 
@@ -176,6 +179,26 @@ def test_a_folder_with_a_run_of_other_settings_is_refused(whole, changes, says):
     assert outcome(whole) == before
 
 
+def test_a_run_of_which_nothing_is_kept_makes_room_for_another(tmp_path, monkeypatch, whole):
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainee, "advance", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "run", replace(TINY, seed=1))
+    assert run(tmp_path / "run").done
+    assert outcome(tmp_path / "run") == outcome(whole)
+
+
+def test_a_finished_run_without_its_checkpoints_and_log_is_kept(whole, tmp_path):
+    kept = (run_files.SETTINGS, run_files.MODEL, "config.json", run_files.RECORDS)
+    for name in kept:
+        (tmp_path / name).write_bytes((whole / name).read_bytes())
+    assert run(tmp_path).done
+    assert {path.name for path in tmp_path.iterdir()} == set(kept)
+    longer = replace(TINY, steps=480)
+    with pytest.raises(ValueError, match=r"recipe\.steps is 240 there, not 480"):
+        run(tmp_path, longer)
+
+
 def test_a_folder_that_holds_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(ValueError, match="holds something, but no run; name another folder"):
@@ -280,7 +303,11 @@ def test_the_records_say_what_was_measured_and_from_what(tmp_path):
     run(tmp_path / "run", provenance={"commit": "abc"}, experiment="a test")
     records = record.read(tmp_path / "run" / run_files.RECORDS)
     by_metric = {r.metric: r for r in records}
-    last = run_files.read_log(tmp_path / "run")[-1]["measured"]
+    log = run_files.read_log(tmp_path / "run")
+    last = log[-1]["measured"]
+    assert by_metric["training seconds"].value == log[-1]["seconds"] > log[0]["seconds"] > 0
+    assert by_metric["steps per second"].value == median(line["steps_per_second"] for line in log)
+    assert by_metric["loss"].value == last["loss"]
     assert by_metric["token accuracy"].value == last["token"]
     assert by_metric["sequence accuracy"].value == last["sequence"]
     assert by_metric["sequence accuracy"].n == 16
@@ -316,6 +343,41 @@ def test_a_run_that_can_t_be_loaded_says_why(whole, tmp_path, harm, error, says)
     harm(tmp_path)
     with pytest.raises(error, match=says):
         load(tmp_path, backend=BACKEND)
+
+
+def test_steps_taken_together_are_the_steps_one_by_one():
+    recipe = replace(TINY, curriculum=())
+    one, together = (Trainee(recipe, build(recipe.model, backend=BACKEND), torch.device("cpu")) for _ in range(2))
+    for _ in range(6):
+        one.advance(recipe.task)
+    together.advance(recipe.task, 4)
+    together.advance(recipe.task, 2)
+    assert all(torch.equal(t, together.tensors()[name]) for name, t in one.tensors().items())
+    assert torch.equal(one.seen, together.seen)
+
+
+def test_warming_up_and_capturing_leave_no_trace(monkeypatch):
+    """With a graph that computes while it is captured, which a real one does not: the harder case."""
+    stream = SimpleNamespace(wait_stream=lambda _: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda *_: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: "the graph")
+    monkeypatch.setattr(torch.cuda, "graph", lambda _: nullcontext())
+    trainee = Trainee(TINY, build(MODEL, backend=BACKEND), torch.device("cpu"))
+    trainee.advance(TINY.task, 3)
+    before = {name: tensor.clone() for name, tensor in trainee.tensors().items()}
+    assert captured(trainee, TINY.task, 2) == "the graph"
+    after = trainee.tensors()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_a_checkpoint_of_another_model_is_refused(halfway):
+    path = run_files.checkpoints(halfway)[0]
+    tensors = run_files.read_checkpoint(path)
+    run_files.write_checkpoint(halfway, 80, {name.replace("lm_head", "head"): t for name, t in tensors.items()})
+    with pytest.raises(ValueError, match="its tensors are not those of this run's model; was it made by other code"):
+        run(halfway)
 
 
 @pytest.mark.gpu

@@ -1,0 +1,56 @@
+"""Whose a run's folder is: the settings of the run in it are the ones asked for, or it is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from . import run_files
+from .recipes import Recipe
+
+_STEPS = "recipe.steps"
+
+
+def claim(folder: Path, recipe: Recipe, settings: dict[str, Any]) -> bool:
+    """Make a folder, which this process holds, the run's of these settings; whether that run is done already.
+
+    ValueError for a folder with something else in it, and for a run of other settings of which anything is kept. A run
+    at a constant learning rate may be asked to go on for more steps: those it has done are the same.
+    """
+    run_files.remove_unfinished(folder)
+    path = folder / run_files.SETTINGS
+    if not path.is_file():
+        if any(folder.iterdir()):
+            raise ValueError(f"{folder} holds something, but no run; name another folder")
+    elif _is_anything_kept(folder):
+        mine, theirs = _flat(settings), _flat(run_files.read_settings(folder))
+        others = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
+        if not others and (folder / run_files.RECORDS).is_file():
+            return True
+        if others == [_STEPS] and _may_go_on(folder, recipe, theirs[_STEPS]):
+            (folder / run_files.RECORDS).unlink(missing_ok=True)
+        elif others:
+            name = next((name for name in others if name != _STEPS), _STEPS)
+            raise ValueError(
+                f"{folder} is a run of other settings: {name} is {theirs.get(name)!r} there, "
+                f"not {mine.get(name)!r}; name another folder"
+            )
+    run_files.write_json(path, settings)
+    return False
+
+
+def _is_anything_kept(folder: Path) -> bool:
+    results = (run_files.MODEL, run_files.RECORDS)
+    return bool(run_files.checkpoints(folder)) or any((folder / name).is_file() for name in results)
+
+
+def _may_go_on(folder: Path, recipe: Recipe, steps: int) -> bool:
+    is_constant = recipe.optimiser.decay == "constant"
+    return is_constant and steps <= recipe.steps and bool(run_files.checkpoints(folder))
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """The leaves of nested dicts, under dotted names."""
+    if not isinstance(value, dict):
+        return {name: value}
+    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{name}.{key}".lstrip(".")).items()}
