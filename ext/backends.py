@@ -168,11 +168,13 @@ def keeps(device: torch.device | str, name: str | None, complex_A: bool) -> bool
     Nothing is tested for the answer, which may be asked for inside a transform or of a device without a backend.
     """
     place = _with_index(torch.device(device))
-    for row in BACKENDS:
-        if row.device == place.type and name in (None, row.name) and (row.complex_A or not complex_A):
-            if _verdicts.get((row, place)) is None:
-                return row.scan_keeping is not None
-    return False
+    rows = (
+        row
+        for row in BACKENDS
+        if row.device == place.type and name in (None, row.name) and (row.complex_A or not complex_A)
+    )
+    row = next((row for row in rows if _verdicts.get((row, place)) is None), None)
+    return row is not None and row.scan_keeping is not None
 
 
 def prepare(device: torch.device | str = "cpu", backend: str | None = None) -> str:

@@ -23,6 +23,7 @@ def drawn(config: OurConfig, seed: int) -> Mamba:
     """A model as the released code initialises it, but with a louder scan, so that a wrong one is seen."""
     model = Mamba(config, seed=seed)
     for layer in model.layers:
+        assert layer.mixer.x_proj is not None
         layer.mixer.x_proj.weight.mul_(LOUDER)
     return model
 

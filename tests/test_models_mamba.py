@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mambalab.models import pack
+from mambalab.models.layers import DeltaProjection
 from mambalab.models.mamba import MambaMixer
 from mambalab.models.registry import MambaConfig
 from models_cases import TOLERANCE, assert_same_states, distance, tiny, tokens
@@ -103,6 +104,8 @@ def test_a_token_with_a_huge_step_forgets_the_past():
     x = torch.ones(1, 6, 8, dtype=torch.float64)
     x[0, 3] = torch.linspace(-2, 2, 8)
     with torch.no_grad():
+        assert mixer.x_proj is not None
+        assert isinstance(mixer.dt_proj, DeltaProjection)
         u = mixer.in_proj(x).chunk(2, -1)[0] * mixer.conv1d.weight[:, 0, 0] + mixer.conv1d.bias
         plain, marker = F.silu(u[0, 0]), F.silu(u[0, 3])
         mixer.dt_proj.weight.fill_(1)

@@ -97,6 +97,7 @@ def test_it_starts_as_the_released_code_does():
         assert torch.equal(mixer.D, torch.ones(128))
         assert_uniform(mixer.dt_proj.weight, 4**-0.5)
         assert_uniform(mixer.in_proj.weight, 64**-0.5)
+        assert mixer.x_proj is not None
         assert_uniform(mixer.x_proj.weight, 128**-0.5)
         assert_uniform(mixer.out_proj.weight, 128**-0.5 / math.sqrt(4))
         assert_uniform(mixer.conv1d.weight, 4**-0.5)
