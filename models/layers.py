@@ -61,6 +61,40 @@ class _Looked(torch.autograd.Function):
         return None, one_hot.mT @ grad.flatten(0, -2)
 
 
+class HalvedLinear(nn.Linear):
+    """A linear map whose output's two halves go different ways: backward, their gradients are never joined.
+
+    torch's own `chunk` would copy both into one tensor first.
+    """
+
+    def halves(self, input: Float[Tensor, "*batch m"]) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch d"]]:
+        """The first half of the output's columns, and the second."""
+        if torch.is_grad_enabled() and self.weight.requires_grad and not torch.is_autocast_enabled(input.device.type):
+            return _Halved.apply(input, self.weight, self.bias)  # pyright: ignore[reportReturnType]
+        first, second = self(input).chunk(2, -1)
+        return first, second
+
+
+class _Halved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight, bias).chunk(2, -1)
+
+    @staticmethod
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        rows = x.flatten(0, -2)
+        first, second = (grad.flatten(0, -2) for grad in grads)
+        upper, lower = weight.chunk(2)
+        needs_x, _, needs_bias = ctx.needs_input_grad
+        dx = torch.addmm(first @ upper, second, lower).view_as(x) if needs_x else None
+        dbias = torch.cat((first.sum(0), second.sum(0))) if needs_bias else None
+        return dx, torch.cat((first.mT @ rows, second.mT @ rows)), dbias
+
+
 class KeepsFloat32(nn.Module):
     """A module whose parameters in `float32_names` follow the others to a device, but never to a 16-bit dtype.
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Inexact, Int32, Int64
 from torch import Generator, Tensor, nn
 
 from ..ext import causal_conv1d, step_
-from .layers import DeltaProjection, Embedding, RMSNorm, initialise_by_fan_in, widened
+from .layers import DeltaProjection, Embedding, HalvedLinear, RMSNorm, initialise_by_fan_in, widened
 from .registry import MambaConfig
 from .s6 import SelectiveSSM
 
@@ -45,7 +45,7 @@ class MambaMixer(SelectiveSSM):
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
         d = config.d_inner
-        self.in_proj = nn.Linear(config.d_model, 2 * d, bias=config.bias)
+        self.in_proj = HalvedLinear(config.d_model, 2 * d, bias=config.bias)
         self.conv1d = nn.Conv1d(d, d, config.d_conv, groups=d, bias=config.conv_bias)
         self.define(config, d)
         self.out_proj = nn.Linear(d, config.d_model, bias=config.bias)
@@ -71,7 +71,7 @@ class MambaMixer(SelectiveSSM):
         backend: str | None,
     ) -> tuple[Float[Tensor, "b l m"], Float[Tensor, "s j d"], Inexact[Tensor, "s d n"]]:
         """Mix a chunk from these states (zeros for None); give the output and the states after it."""
-        u, z = self.in_proj(x).chunk(2, -1)
+        u, z = self.in_proj.halves(x)
         u, conv_state = causal_conv1d(
             u, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation="silu", initial_state=conv_state,
             cu_seqlens=cu_seqlens, return_final_state=True, backend=backend,
@@ -93,7 +93,7 @@ class MambaMixer(SelectiveSSM):
             conv_state.copy_(conv_after)
             scan_state.copy_(scan_after)
             return mixed[:, 0]
-        u, z = self.in_proj(x).chunk(2, -1)
+        u, z = self.in_proj.halves(x)
         y = step_(
             u, z, self.conv1d.weight.squeeze(1), self.conv1d.bias,
             u.new_empty(0, u.shape[1]) if self.x_proj is None else self.x_proj.weight,

@@ -22,6 +22,8 @@ from .selective_copying import SelectiveCopying
 
 TASKS: Mapping[str, type[Any]] = {task.name: task for task in (InductionHeads, SelectiveCopying, AssociativeRecall)}
 DECAYS = ("constant", "linear", "cosine")
+PRECISIONS = MappingProxyType({"float32": "ieee", "tf32": "tf32"})
+"""What `matmul` may be, with torch's word for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,8 @@ class Recipe:
 
     seed            of the initial weights and of the data
     curriculum      (steps, length) pairs: the task is first trained at these lengths, one after the other
+    matmul          how a GPU multiplies matrices in training: float32, or tf32 (10 bits of mantissa, twice as fast and
+                    more); accuracy is measured in float32
     log_every       steps from one line of the log to the next; all other numbers of steps are multiples of it
     sequences       rows of the fixed set on which accuracy is measured; it is drawn from `evaluation_seed`
     solved_after    stop when that many measurements in a row found every answer right; 0: never
@@ -93,6 +97,7 @@ class Recipe:
     batch_size: int
     seed: int = 0
     curriculum: tuple[tuple[int, int], ...] = ()
+    matmul: Literal["float32", "tf32"] = "float32"
     log_every: int = 100
     evaluate_every: int = 1000
     checkpoint_every: int = 1000
@@ -108,6 +113,8 @@ class Recipe:
                 raise ValueError(f"{name} must be an integer from 0 to 2^63 - 1, not {getattr(self, name)!r}")
         if self.seed == self.evaluation_seed:
             raise ValueError(f"evaluation_seed must not be the seed of the training data, {self.seed}")
+        if self.matmul not in PRECISIONS:
+            raise ValueError(f"matmul must be one of {', '.join(PRECISIONS)}, not {self.matmul!r}")
         if self.model.vocab_size < self.task.vocab_size:
             raise ValueError(
                 f"model.vocab_size must be at least task.vocab_size, not {self.model.vocab_size} < "
@@ -150,7 +157,7 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
 
 
 def from_json(content: Mapping[str, Any]) -> Recipe:
-    """The recipe that `to_json` wrote; ValueError for what is none."""
+    """The recipe that `to_json` wrote, be it before some setting was there; ValueError for what is none."""
     try:
         task = dict(content["task"])
         return Recipe(
@@ -158,7 +165,7 @@ def from_json(content: Mapping[str, Any]) -> Recipe:
             model=architectures.from_json(content["model"]),
             optimiser=Optimiser(**content["optimiser"]),
             curriculum=tuple((steps, length) for steps, length in content["curriculum"]),
-            **{f.name: content[f.name] for f in fields(Recipe) if f.name not in _NESTED},
+            **{f.name: content[f.name] for f in fields(Recipe) if f.name not in _NESTED and f.name in content},
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a recipe: {error}") from None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ..models.building import Model
 from .batch import Batch, Task
-from .recipes import Recipe
+from .recipes import PRECISIONS, Recipe
 
 WARM_UP = 3
 # Steps in one graph: more of them amortise its launch, fewer are captured faster.
@@ -118,14 +119,27 @@ def captured(trainee: Trainee, task: Task, steps: int) -> torch.cuda.CUDAGraph:
     before = {name: tensor.clone() for name, tensor in trainee.tensors().items()}
     side = torch.cuda.Stream(trainee.device)
     side.wait_stream(torch.cuda.current_stream(trainee.device))
-    with torch.cuda.stream(side):
-        trainee.advance(task, WARM_UP)
-    torch.cuda.current_stream(trainee.device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        trainee.advance(task, steps)
+    with _matrix_products(PRECISIONS[trainee.recipe.matmul]):
+        with torch.cuda.stream(side):
+            trainee.advance(task, WARM_UP)
+        torch.cuda.current_stream(trainee.device).wait_stream(side)
+        with torch.cuda.graph(graph):
+            trainee.advance(task, steps)
     trainee.restore(before)
     return graph
+
+
+@contextmanager
+def _matrix_products(precision: str) -> Iterator[None]:
+    """A scope in which a GPU multiplies float32 matrices with this precision: what is captured keeps it."""
+    settings = torch.backends.cuda.matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = precision
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 def _repeat(call: Callable[[], object], times: int) -> None:

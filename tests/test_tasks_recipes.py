@@ -117,6 +117,7 @@ def test_the_rate_is_the_schedule(settings, rates):
         ({"curriculum": ((128, 2),)}, "length must be from 3"),
         ({"evaluation_seed": 0}, "evaluation_seed must not be the seed of the training data"),
         ({"seed": -1}, "seed must be an integer from 0"),
+        ({"matmul": "bfloat16"}, "matmul must be one of float32, tf32, not 'bfloat16'"),
         ({"task": InductionHeads(vocab_size=17)}, "model.vocab_size must be at least task.vocab_size, not 16 < 17"),
     ],
     ids=str,
@@ -178,3 +179,12 @@ def test_a_curriculum_goes_through_its_lengths():
         evaluate_every=100,
     )
     assert copying.stage(0)[0].length == 36
+
+
+def test_a_recipe_written_before_a_setting_was_there_has_its_default():
+    content = to_json(recipe("induction-heads"))
+    del content["matmul"]
+    assert from_json(content) == recipe("induction-heads")
+    del content["steps"]
+    with pytest.raises(ValueError, match="not a recipe: .*steps"):
+        from_json(content)
