@@ -35,13 +35,17 @@ class Embedding(nn.Embedding):
     """A row of the weight for each token.
 
     Where there are few symbols its gradient is a product with their one-hot rows: on a GPU that is quicker than torch's
-    own, which sorts or takes turns at each row, and the same bits every time.
+    own, which sorts or takes turns at each row, and the same bits every time. There it is taken as long as the one-hot
+    rows hold up to `MOST` numbers.
     """
 
-    FEW = 64
+    FEW, MOST = 64, 2**27
 
     def forward(self, input: Int64[Tensor, "*batch"]) -> Float[Tensor, "*batch m"]:
-        if self.num_embeddings <= self.FEW and torch.is_grad_enabled() and self.weight.requires_grad:
+        is_small = self.num_embeddings <= self.FEW or (
+            input.is_cuda and self.num_embeddings * input.numel() <= self.MOST
+        )
+        if is_small and torch.is_grad_enabled() and self.weight.requires_grad:
             return _Looked.apply(input, self.weight)  # pyright: ignore[reportReturnType]
         return super().forward(input)
 
