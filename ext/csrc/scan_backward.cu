@@ -1,7 +1,8 @@
 // The gradients of the selective scan: each block walks one segment of one sequence backwards, a chunk at a time.
 //
-// From the state before a chunk, which the forward pass has kept, a thread walks forward and keeps the states between parts of PART steps;
-// then, from the last part to the first, it walks that part forward with every decay and state in registers, and back.
+// From the state before a chunk, which the forward pass has kept, a thread walks forward and keeps the states between
+// parts of PART steps; then, from the last part to the first, it walks that part forward with every decay and state in
+// registers, and back.
 // With s the gradient of a state coming from later steps, and q_t = exp(Δ_t A) h_{t-1}:
 //
 //     g_t = C_t dy'_t + s        dC_t = Σ_d dy'_t h_t      dB_t = Σ_d Δ_t u_t g_t        dy' = dy silu(z)
