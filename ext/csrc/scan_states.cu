@@ -1,8 +1,9 @@
 // The states of a scan without its outputs: what each segment leaves behind.
 //
-// Forward (REVERSE 0) it is h_t = exp(Δ_t A) h_{t-1} + Δ_t B_t u_t. In REVERSE it is the adjoint s_t = exp(Δ_t A) (C_t dy'_t + s_{t+1}), where dy' = dy silu(z) and
-// s is the gradient of the state before step t. A segment that is not the first to be walked starts from zero: the sum
-// of its Δ is kept too, for exp(A ΣΔ) is how much of the state it is given later comes through.
+// Forward (REVERSE 0) it is h_t = exp(Δ_t A) h_{t-1} + Δ_t B_t u_t. In REVERSE it is the adjoint
+// s_t = exp(Δ_t A) (C_t dy'_t + s_{t+1}), where dy' = dy silu(z) and s is the gradient of the state before step t. A
+// segment that is not the first to be walked starts from zero: the sum of its Δ is kept too, for exp(A ΣΔ) is how much of
+// the state it is given later comes through.
 #include "scan_tile.cuh"
 
 struct Arguments {
