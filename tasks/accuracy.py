@@ -47,7 +47,7 @@ def measure(
     rows = max(1, pass_tokens // task.length)
     right, loss = [], torch.zeros((), dtype=torch.float64, device=device)
     for first in range(0, sequences, rows):
-        part = _rows(batch, first, first + rows)
+        part = rows_of(batch, first, first + rows)
         logits, _ = model(part.tokens, logits_at=part.logits_at)
         targets = part.targets.reshape(-1)
         loss += F.cross_entropy(logits.float(), targets, reduction="sum")
@@ -62,6 +62,7 @@ def measure(
     )
 
 
-def _rows(batch: Batch, first: int, end: int) -> Batch:
+def rows_of(batch: Batch, first: int, end: int) -> Batch:
+    """These rows of a batch."""
     kept: dict[str, Any] = {name: getattr(batch, name)[first:end] for name in ("tokens", "positions", "targets")}
     return Batch(**kept)
