@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import click
 
+from .ablate_cli import ablate
 from .allocator import keep_freed_memory
 from .bench_cli import bench
 from .errors import one_line
@@ -41,6 +42,7 @@ def cli() -> None:
         keep_freed_memory()
 
 
+cli.add_command(ablate)
 cli.add_command(bench)
 cli.add_command(train)
 
