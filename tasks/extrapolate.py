@@ -23,6 +23,7 @@ from ..reports.record import Record
 from . import run_files
 from .batch import Task
 from .evaluate import LeftOut, Measured, evaluate, reads_in_pieces, seed_of
+from .induction_heads import InductionHeads
 from .outcome import model_name
 from .recipes import Recipe, from_json, to_json
 
@@ -114,7 +115,7 @@ class _Run:
     @cached_property
     def _shared(self) -> dict[str, Any]:
         trained = record.read(self.folder / run_files.RECORDS)[0]
-        row = SYNTHETIC.get(model_name(self.recipe.model))
+        row = SYNTHETIC.get(model_name(self.recipe.model)) if isinstance(self.recipe.task, InductionHeads) else None
         weights = {name: parameter.detach().cpu() for name, parameter in self.model.named_parameters()}
         return {
             "weights": run_files.digest(weights),
