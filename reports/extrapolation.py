@@ -27,6 +27,15 @@ def power(length: int) -> str:
     return f"2^{length.bit_length() - 1}" if is_power else markdown.count(length)
 
 
+def report(records: Sequence[Record]) -> str:
+    """The tables by length and, where distances are counted, by distance, with their notes, as Markdown."""
+    parts = [markdown.table(by_length(records), left=["Model", "Length"])]
+    distances = by_distance(records)
+    if len(distances):
+        parts.append(markdown.table(distances, left=["Distance"]))
+    return "\n\n".join([*parts, markdown.bullets(notes(records))]) + "\n"
+
+
 def by_length(records: Sequence[Record]) -> pd.DataFrame:
     """A row a length: rows answered without an error, their fraction and its lower bound, speed; Table 2 beside it.
 

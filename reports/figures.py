@@ -236,6 +236,14 @@ def _math(length: int) -> str:
     return f"${base}^{{{exponent}}}$" if raised else base
 
 
+def draw(records: Sequence[Record], out: Path) -> list[Path]:
+    """Write into `out` the plots over length and, where distances are counted, over distance."""
+    written = write(accuracy_by_length(records), out / "accuracy-by-length")
+    if any(r.setting.get("by_distance") for r in of_lengths(records)):
+        written += write(accuracy_by_distance(records), out / "accuracy-by-distance")
+    return written
+
+
 def main(arguments: Sequence[str]) -> None:
     """Draw what the files hold into the folder named first."""
     out, files = Path(arguments[0]), [Path(name) for name in arguments[1:]]
@@ -244,8 +252,7 @@ def main(arguments: Sequence[str]) -> None:
         path.parent.name: [line for _, line in jsonl.read_lines(path)] for path in files if path.name == "log.jsonl"
     }
     if records:
-        write(accuracy_by_length(records), out / "accuracy-by-length")
-        write(accuracy_by_distance(records), out / "accuracy-by-distance")
+        draw(records, out)
     if logs:
         write(loss_by_step(logs), out / "loss-by-step")
 
