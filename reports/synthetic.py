@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import markdown, published
+from .extrapolation import LEFT_OUT, power
 from .record import Record
 from .trained import SEQUENCES, SOLVED, TOKENS, Trained, hows
 
 if TYPE_CHECKING:
     import pandas as pd
 
-EXTRAPOLATION, INDUCTION_HEADS = "extrapolation", "induction-heads"
-LEFT_OUT = "length left out"
+INDUCTION_HEADS = "induction-heads"
 NOT_RUN = "not run"
 TABLE1, TABLE2 = "table1.csv", "table2_long.csv"
 # Selective copying as the paper has it (appendix E.1).
@@ -98,10 +98,9 @@ def reaches(records: Iterable[Record]) -> list[Reach]:
         if r.metric in (SEQUENCES, LEFT_OUT):
             own = (r.model, r.seed, r.setting["steps_done"], r.setting["weights"], r.provenance["backend"])
             found.setdefault(own, []).append(r)
-    order = list(dict.fromkeys(row["model"] for row in published.rows(TABLE2)))
+    place = {row["model"]: i for i, row in enumerate(published.rows(TABLE2))}
     made = [_reach(group) for group in found.values()]
-    place = {name: i for i, name in enumerate(order)}
-    return sorted(made, key=lambda one: (place.get(one.published or "", len(order)), one.model, one.seed or 0))
+    return sorted(made, key=lambda one: (place.get(one.published or "", len(place)), one.model, one.seed or 0))
 
 
 def _reach(group: Sequence[Record]) -> Reach:
@@ -139,11 +138,12 @@ def table2(found: Sequence[Reach]) -> pd.DataFrame:
 
 
 def _table2_published() -> dict[str, dict[int, str]]:
-    made: dict[str, dict[int, str]] = {}
-    for row in published.rows(TABLE2):
-        cell = markdown.fixed(float(row["accuracy_pct"]), 1) if row["accuracy_pct"] else "oom"
-        made.setdefault(row["model"], {})[int(row["test_length"])] = cell
-    return made
+    names = dict.fromkeys(row["model"] for row in published.rows(TABLE2))
+    return {name: {length: _printed(cell) for length, cell in published.table2(name).items()} for name in names}
+
+
+def _printed(percent: float | None) -> str:
+    return "oom" if percent is None else markdown.fixed(percent, 1)
 
 
 def _table2_line(one: Reach, lengths: Sequence[int]) -> dict[str, str]:
@@ -160,11 +160,6 @@ def _accuracy(cell: float | str | None) -> str:
     if cell is None:
         return NOT_RUN
     return {"out of memory": "oom"}.get(cell, cell) if isinstance(cell, str) else markdown.fixed(100 * cell, 1)
-
-
-def power(length: int) -> str:
-    """A length as the tables write it: 2^14 where it is a power of two."""
-    return f"2^{length.bit_length() - 1}" if length & (length - 1) == 0 else markdown.count(length)
 
 
 def table2_notes(found: Sequence[Reach]) -> list[str]:

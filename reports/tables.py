@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import ablations, bad_input, bench, markdown, paired, parity, provenance, synthetic, zero_shot
+from . import ablations, bad_input, bench, extrapolation, markdown, paired, parity, provenance, synthetic, zero_shot
 from .bench import bench_table
 from .jsonl import write_whole
 from .published import scale
@@ -134,7 +134,7 @@ def _sections(experiment: str, runs: Sequence[Run]) -> list[Section]:
     records = [r for run in runs for r in run.records if r.experiment == experiment]
     if experiment == TRAINING:
         return _training_sections(records)
-    if experiment == synthetic.EXTRAPOLATION:
+    if experiment == extrapolation.EXPERIMENT:
         return _extrapolation_sections(records)
     if ablation := ablations.name_of(experiment):
         return [_ablation_section(one) for one in ablations.found(ablation, records)]
@@ -212,13 +212,16 @@ def _extrapolation_sections(records: Sequence[Record]) -> list[Section]:
     heads = [r for r in records if r.task == synthetic.INDUCTION_HEADS]
     others = [r for r in records if r.task != synthetic.INDUCTION_HEADS]
     found = synthetic.reaches(heads)
-    first = Section(
-        title="Induction heads (Table 2)",
-        table=markdown.table(synthetic.table2(found), left=("Model", "Measured")),
-        notes=synthetic.table2_notes(found),
-        lines=synthetic.reach_lines(found),
-    )
-    return [*([first] if heads else []), *([_plain_section(synthetic.EXTRAPOLATION, others)] if others else [])]
+    made = []
+    if heads:
+        table2 = markdown.table(synthetic.table2(found), left=("Model", "Measured"))
+        details, notes = extrapolation.report(heads), synthetic.table2_notes(found)
+        title, numbers = "Induction heads (Table 2)", synthetic.reach_lines(found)
+        made.append(Section(title=title, table=table2, notes=notes, details=details, lines=numbers))
+    if others:
+        table = extrapolation.report(others).strip()
+        made.append(Section(title="Accuracy by length", table=table, lines=_plain_lines(others)))
+    return made
 
 
 def _ablation_section(one: ablations.Found) -> Section:
