@@ -140,7 +140,7 @@ def build(arch: str, out: str | None) -> None:
 @cli.command()
 @click.option("--out", default="runs/demo", show_default=True, metavar="DIR", help="Where everything goes.")
 def demo(out: str) -> None:
-    """The main jobs in miniature, offline: six small tasks zero-shot, and a small trained Mamba at up to 2^20 tokens."""
+    """The main jobs in miniature, offline: six small tasks zero-shot, and a trained Mamba at up to 2^20 tokens."""
     go_offline(hub=True, data=True)
     from .demo import extrapolate_checkpoint, run_demo
 

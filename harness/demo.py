@@ -105,7 +105,7 @@ def extrapolate_checkpoint(
 ) -> str:
     """Measure the bundled induction-heads checkpoint at each length (length -> sequences); tables and plots into `out`.
 
-    Returns the tables as Markdown. At most half a gigabyte and, on two cores, under a minute.
+    Returns the tables as Markdown. Under a gigabyte and, on two cores, under a minute.
     """
     from ..models.chunks import CHUNK
     from .extrapolate_cli import measured

@@ -11,13 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from ..models.building import Model
 from ..models.chunks import CHUNK
 from .accuracy import rows_of
 from .batch import Task
@@ -29,6 +28,15 @@ SEQUENCES = 256
 BLOCK, BLOCK_TOKENS = 256, 2**22
 # Tokens of one forward pass: enough to keep a GPU busy (some 10 GB at width 64), few enough for a CPU's cache.
 PASS_TOKENS: Mapping[str, int] = MappingProxyType({"cuda": 2**21, "cpu": 2**13})
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """A model: from tokens, `state` and `logits_at` to logits and the state after the tokens, as `models` have it."""
+
+    @property
+    def carries_state(self) -> bool: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 @runtime_checkable
@@ -103,7 +111,7 @@ def seed_of(base: int, length: int) -> int:
 
 @torch.no_grad()
 def evaluate(
-    model: Model,
+    model: Reader,
     task: Task,
     *,
     seed: int,
@@ -141,7 +149,7 @@ def evaluate(
         rows //= 2
 
 
-def reads_in_pieces(model: Model, task: Task) -> bool:
+def reads_in_pieces(model: Reader, task: Task) -> bool:
     """Whether the memory that `evaluate` takes is the same at every length."""
     return model.carries_state and isinstance(task, Streamed)
 
@@ -153,7 +161,7 @@ class _NotPossibleError(Exception):
 Read = Callable[..., Bool[Tensor, "b q"]]
 
 
-def _measure(read: Read, model: Model, task: Task, seed: int, sequences: int, reading: _Reading) -> Measured:
+def _measure(read: Read, model: Reader, task: Task, seed: int, sequences: int, reading: _Reading) -> Measured:
     started = time.perf_counter()
     right, distances = [], Counter()
     for step, size in _blocks(task, sequences):
@@ -192,7 +200,7 @@ def _bins(distances: Counter[tuple[int, bool]]) -> tuple[Bin, ...]:
     )
 
 
-def _read_in_pieces(model: Model, task: Streamed, seed: int, step: int, size: int, reading: _Reading) -> Tensor:
+def _read_in_pieces(model: Reader, task: Streamed, seed: int, step: int, size: int, reading: _Reading) -> Tensor:
     """Which rows were answered right: every row has a state, and a piece of all rows is made at a time."""
     states = [None] * -(-size // reading.rows)
     logits = []
@@ -207,7 +215,7 @@ def _read_in_pieces(model: Model, task: Streamed, seed: int, step: int, size: in
     return torch.cat(logits).argmax(-1, keepdim=True) == task.targets(seed, step, size, reading.device)
 
 
-def _read_whole(model: Model, task: Task, seed: int, step: int, size: int, reading: _Reading) -> Tensor:
+def _read_whole(model: Reader, task: Task, seed: int, step: int, size: int, reading: _Reading) -> Tensor:
     """Which answers were right, whole rows in a pass."""
     batch = task.batch(seed, step, size, reading.device)
     right = []
