@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 EXPERIMENT = "extrapolation"
 # As tasks.extrapolate writes them.
 WHOLE, ANSWERS, LEFT_OUT = "sequence accuracy", "token accuracy", "length left out"
+NUMBERS = ("Right", "Accuracy %", "At least %", "Tokens/s", "Seconds")
 
 
 def power(length: int) -> str:
@@ -53,7 +54,7 @@ def by_length(records: Sequence[Record]) -> pd.DataFrame:
         }
         line |= {"Length": power(r.setting["length"])} | _numbers(r)
         if answers:
-            line["Answers right %"] = markdown.fixed(100 * answers[_place(r)].value) if _place(r) in answers else None
+            line["Answers right %"] = markdown.fixed(100 * answers[_place(r)].value if _place(r) in answers else None)
         if any(other.setting["published"] for other in found):
             line["Published %"] = _published(r)
         table.append(line)
@@ -75,7 +76,10 @@ def by_distance(records: Sequence[Record]) -> pd.DataFrame:
     lows = sorted({low for counts in columns.values() for low in counts})
     lines = [
         {"Distance": f"{power(low)} to {power(2 * low)}"}
-        | {name: "{} of {}".format(*counts[low]) if low in counts else None for name, counts in columns.items()}
+        | {
+            name: "{} of {}".format(*counts[low]) if low in counts else markdown.BLANK
+            for name, counts in columns.items()
+        }
         for low in lows
     ]
     return pd.DataFrame(lines)
@@ -110,21 +114,22 @@ def _place(r: Record) -> tuple[str, int | None, int]:
 
 def _numbers(r: Record) -> dict[str, Any]:
     if r.metric == LEFT_OUT:
-        return {"Right": None, "Accuracy %": r.setting["why"], "At least %": None, "Tokens/s": None, "Seconds": None}
+        return dict.fromkeys(NUMBERS, markdown.BLANK) | {"Accuracy %": r.setting["why"]}
     right = round(r.value * r.n)
-    return {
-        "Right": f"{right:,} of {r.n:,}",
-        "Accuracy %": markdown.fixed(100 * r.value),
-        "At least %": markdown.fixed(100 * at_least(right, r.n)),
-        "Tokens/s": markdown.significant(r.setting["tokens_per_second"]),
-        "Seconds": markdown.significant(r.setting["seconds"]),
-    }
+    cells = (
+        f"{right:,} of {r.n:,}",
+        markdown.fixed(100 * r.value),
+        markdown.fixed(100 * at_least(right, r.n)),
+        markdown.significant(r.setting["tokens_per_second"]),
+        markdown.significant(r.setting["seconds"]),
+    )
+    return dict(zip(NUMBERS, cells, strict=True))
 
 
-def _published(r: Record) -> str | None:
+def _published(r: Record) -> str:
     row = published.table2(r.setting["published"]) if r.setting["published"] else {}
     if r.setting["length"] not in row:
-        return None
+        return markdown.BLANK
     value = row[r.setting["length"]]
     return "out of memory" if value is None else markdown.fixed(value, 1)
 

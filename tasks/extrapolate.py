@@ -115,12 +115,11 @@ class _Run:
     @cached_property
     def _shared(self) -> dict[str, Any]:
         trained = record.read(self.folder / run_files.RECORDS)[0]
-        row = SYNTHETIC.get(model_name(self.recipe.model)) if isinstance(self.recipe.task, InductionHeads) else None
         weights = {name: parameter.detach().cpu() for name, parameter in self.model.named_parameters()}
         return {
             "weights": run_files.digest(weights),
             "trained_length": getattr(self.recipe.task, self.recipe.task.sized_by),
-            "published": row.row["model"] if row is not None and row.table == "table2" else None,
+            "published": _published(self.recipe),
             "training": to_json(self.recipe),
             "steps_done": trained.setting.get("steps_done"),
             "device": self.device.type,
@@ -165,6 +164,13 @@ class _Run:
         if found.answers == found.sequences:
             return [whole]
         return [replace(whole, metric=ANSWERS, **_fraction(found.right, found.answers)), whole]
+
+
+def _published(recipe: Recipe) -> str | None:
+    """The row of Table 2 that a run repeats, as it is printed: the same model on the same task."""
+    rows = (row for row in SYNTHETIC.values() if row.table == "table2" and row.config == recipe.model)
+    row = next(rows, None) if isinstance(recipe.task, InductionHeads) else None
+    return None if row is None else row.row["model"]
 
 
 def _fraction(right: int, of: int) -> dict[str, Any]:
