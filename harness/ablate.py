@@ -123,7 +123,8 @@ def run(jobs: Sequence[Job], at_once: int) -> Iterator[Outcome]:
                     worker = idle.pop() if idle else _Worker(threads)
                     worker.pipe.send(job)
                     busy[worker.pipe] = worker, job
-            for pipe in wait(list(busy)):
+            # Without a process at work there is nothing to wait for, ever.
+            for pipe in wait(list(busy)) if busy else ():
                 worker, job = busy.pop(pipe)  # pyright: ignore[reportArgumentType]
                 outcome = worker.outcome(job)
                 if outcome.state == "failed":
