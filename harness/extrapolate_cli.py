@@ -57,15 +57,18 @@ def measured(
     backend: str | None,
     say: Callable[[str], object],
 ) -> str:
-    """Measure a run at each length of the plan (length -> sequences), write it all into `out`; return the tables."""
-    from ..reports import extrapolation, figures, jsonl
+    """Measure a run at each length of the plan (length -> sequences); return the tables of these.
+
+    Tables and plots in `out` are of all lengths whose records are there.
+    """
+    from ..reports import extrapolation, figures, jsonl, record
     from ..tasks import extrapolate as measure
     from .devices import resolve_device
     from .train_cli import origin
 
     recipe = measure.finished(run)
     place = resolve_device(device)
-    records = measure.extrapolate(
+    asked = measure.extrapolate(
         run,
         out,
         plan,
@@ -75,7 +78,8 @@ def measured(
         provenance=origin(recipe, place, backend),
         say=say,
     )
-    text = extrapolation.report(records)
-    jsonl.write_whole(out / "table.md", text)
-    figures.draw(records, out)
-    return text
+    # An earlier call may have measured other lengths.
+    everything = record.read(out / "records.jsonl")
+    jsonl.write_whole(out / "table.md", extrapolation.report(everything))
+    figures.draw(everything, out)
+    return extrapolation.report(asked)

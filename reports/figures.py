@@ -246,6 +246,8 @@ def draw(records: Sequence[Record], out: Path) -> list[Path]:
 
 def main(arguments: Sequence[str]) -> None:
     """Draw what the files hold into the folder named first."""
+    if len(arguments) < 2:
+        raise SystemExit("usage: python -m mambalab.reports.figures OUT FILE...")
     out, files = Path(arguments[0]), [Path(name) for name in arguments[1:]]
     records = [r for path in files if path.name == "records.jsonl" for r in record.read(path)]
     logs = {

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,8 @@ from .recipes import Recipe, from_json, to_json
 EXPERIMENT = "extrapolation"
 # Of rows, answered without an error; the last record of a length, so that its presence says the length is done.
 WHOLE, ANSWERS, LEFT_OUT = "sequence accuracy", "token accuracy", "length left out"
+# Of the settings, those that a length has for itself.
+OWN = ("length", "sequences", "evaluation_seed")
 # Seconds from one line about a length at work to the next.
 PATIENCE = 10.0
 
@@ -78,7 +81,7 @@ def extrapolate(
     model = restore(folder, device=place, backend=backend)
     name = backends.pick(place, backend, recipe.model.is_complex).name
     run = _Run(Path(folder), recipe, model, place, name, chunk)
-    with run_files.held(Path(out)):
+    with run_files.held(Path(out)), torch.cuda.device(place) if place.type == "cuda" else nullcontext():
         file = _File(Path(out) / run_files.RECORDS)
         asked = {length: run.asked(task, length, plan[length]) for length, task in tasks.items()}
         file.check(asked)
@@ -87,9 +90,9 @@ def extrapolate(
             evaluate(model, recipe.task, seed=0, sequences=2, chunk=max(1, recipe.task.length // 2), device=place)
         for length in todo:
             found = run.measure(tasks[length], asked[length], say)
-            say(_line(length, found))
             file.append(run.records(asked[length], found, provenance or {}))
-        return [r for r in file.records if r.setting["length"] in plan]
+            say(_line(length, found))
+    return [r for r in file.records if r.setting["length"] in plan]
 
 
 @dataclass(frozen=True)
@@ -204,9 +207,10 @@ class _File:
             yield found
 
     def check(self, asked: Mapping[int, Mapping[str, Any]]) -> None:
-        """ValueError where a length that is there was measured with other settings."""
-        for found in self.records:
-            mine, theirs = asked.get(found.setting["length"], {}), found.setting
+        """ValueError where what is there was measured with other settings, or of another run."""
+        shared = {k: v for k, v in next(iter(asked.values())).items() if k not in OWN}
+        for theirs in (found.setting for found in self.records):
+            mine = asked.get(theirs["length"], shared)
             if (other := next((name for name in mine if mine[name] != theirs.get(name)), None)) is not None:
                 raise ValueError(
                     f"{self.path} has length {theirs['length']} with other settings: {other} is not the same "

@@ -74,6 +74,16 @@ def test_extrapolate_again_measures_nothing_and_says_the_same(run, tmp_path):
     assert "length 8: " not in again.err
 
 
+def test_tables_and_plots_keep_what_an_earlier_call_measured(run, tmp_path):
+    command = ("extrapolate", run, "--sequences=4", "--device=cpu", "--out", tmp_path)
+    mambalab(*command, "--min-length=8", "--max-length=16")
+    plot = (tmp_path / "accuracy-by-length.svg").read_bytes()
+    answer = mambalab(*command, "--min-length=32", "--max-length=32")
+    assert "| 2^3 " not in answer.out
+    assert all(f"| 2^{e} " in (tmp_path / "table.md").read_text() for e in (3, 4, 5))
+    assert (tmp_path / "accuracy-by-length.svg").read_bytes() != plot
+
+
 def test_results_lie_beside_the_run_unless_a_folder_is_named(run, tmp_path):
     copied = shutil.copytree(run, tmp_path / "run")
     mambalab("extrapolate", copied, "--min-length=8", "--max-length=8", "--sequences=2", "--device=cpu")

@@ -37,7 +37,7 @@ class Reader:
         self.seen.append(tuple(tokens.shape))
         read = tokens if state is None else torch.cat([state, tokens], 1)
         if not len(logits_at):
-            return torch.empty(0, self.vocab_size), read
+            return torch.empty(0, self.vocab_size, device=tokens.device), read
         found = self.answers(read).reshape(-1)
         assert len(found) == len(logits_at)
         return torch.nn.functional.one_hot(found, self.vocab_size).float(), read
@@ -56,7 +56,7 @@ def counts(measured: Measured) -> Measured:
 
 def hashed(tokens: Tensor) -> Tensor:
     """An answer that every token and its place decide."""
-    places = torch.arange(1, tokens.shape[1] + 1)
+    places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
     return (tokens * places * places).sum(1, keepdim=True) % 15
 
 
@@ -72,8 +72,6 @@ def test_rows_in_pieces_are_rows_read_whole(chunk, pass_tokens):
 
 def test_a_mamba_in_pieces_answers_as_in_one():
     model: Any = build(MambaConfig(d_model=16, n_layer=2, vocab_size=16, tie_embeddings=False), seed=3)
-    with torch.no_grad():
-        model.lm_head.weight.mul_(100)
     one, pieces = found(model, chunk=100), found(model, chunk=9, pass_tokens=40)
     assert counts(one) == counts(pieces)
     assert 0 < one.right < 64
@@ -110,6 +108,21 @@ def test_rows_beyond_a_block_are_others():
     sets = [found(Reader(hashed), sequences=n) for n in (BLOCK, 2 * BLOCK)]
     assert sets[1].right != 2 * sets[0].right
     assert [b.of for b in sets[1].by_distance] != [2 * b.of for b in sets[0].by_distance]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("chunk", [9, 64, 100])
+def test_a_gpu_reads_the_same_rows_and_answers_as_the_cpu(chunk):
+    assert counts(found(Reader(hashed), device="cuda", chunk=chunk)) == counts(found(Reader(hashed)))
+    model: Any = build(MambaConfig(d_model=16, n_layer=2, vocab_size=16, tie_embeddings=False), seed=3)
+    on_cpu = counts(found(model, chunk=chunk))
+    assert counts(found(model.to("cuda"), device="cuda", chunk=chunk, pass_tokens=200)) == on_cpu
+
+
+def test_rows_in_pieces_are_never_made_whole(monkeypatch):
+    monkeypatch.setattr(InductionHeads, "batch", lambda self, seed, step, size, device="cpu": pytest.fail("made whole"))
+    assert found(Reader(TASK.oracle), chunk=10).right == 64
 
 
 def test_no_pass_has_more_tokens_than_a_chunk_of_the_rows_that_fit():

@@ -44,13 +44,13 @@ class Killed(Exception):
     """Stands for the end of the process."""
 
 
-def killed_after(lines: int):
-    """A listener that ends the process when it has heard so many lines: before that length is written."""
+def killed_after(lengths: int):
+    """A listener that ends the process when it has heard of so many lengths."""
     heard = []
 
     def say(line: str) -> None:
         heard.append(line)
-        if len(heard) > lines:
+        if len(heard) == lengths:
             raise Killed
 
     return say
@@ -75,9 +75,10 @@ def test_a_record_says_what_was_measured_and_of_what(run, tmp_path):
 def test_a_killed_one_goes_on_and_ends_as_one_that_ran_through(run, tmp_path, written, cut):
     whole = extrapolate(run, tmp_path / "whole", PLAN)
     out = tmp_path / "killed"
-    with pytest.raises(Killed):
-        extrapolate(run, out, PLAN, say=killed_after(written))
-    out.mkdir(exist_ok=True)
+    out.mkdir()
+    if written:
+        with pytest.raises(Killed):
+            extrapolate(run, out, PLAN, say=killed_after(written))
     with (out / "records.jsonl").open("ab") as file:
         file.write((tmp_path / "whole" / "records.jsonl").read_bytes()[:cut])
     said: list[str] = []
@@ -127,6 +128,13 @@ def test_a_folder_with_other_settings_is_refused(run, tmp_path):
     with pytest.raises(ValueError, match=r"length 8 with other settings: sequences is not the same \(4 there, 5 now\)"):
         extrapolate(run, tmp_path, {8: 5, 16: 5})
     assert (tmp_path / "records.jsonl").read_bytes() == before
+
+
+def test_a_folder_of_another_run_is_refused_though_no_length_is_the_same(run, tmp_path):
+    train(replace(RECIPE, seed=1), tmp_path / "other")
+    extrapolate(run, tmp_path / "out", {8: 4})
+    with pytest.raises(ValueError, match=r"length 8 with other settings: weights is not the same"):
+        extrapolate(tmp_path / "other", tmp_path / "out", {16: 4})
 
 
 @pytest.mark.parametrize("line", ["{}", "no json", '{"experiment": "other"}'])
