@@ -16,6 +16,7 @@ import torch
 
 from ..ext import backends
 from ..models import restore, weight_files
+from ..models.architectures import ModelConfig
 from ..models.building import Model
 from ..models.chunks import CHUNK
 from ..models.synthetic import SYNTHETIC
@@ -122,7 +123,7 @@ class _Run:
         return {
             "weights": run_files.digest(weights),
             "trained_length": getattr(self.recipe.task, self.recipe.task.sized_by),
-            "published": _published(self.recipe),
+            "published": published_row(self.recipe),
             "training": to_json(self.recipe),
             "steps_done": trained.setting.get("steps_done"),
             "device": self.device.type,
@@ -169,11 +170,20 @@ class _Run:
         return [replace(whole, metric=ANSWERS, **_fraction(found.right, found.answers)), whole]
 
 
-def _published(recipe: Recipe) -> str | None:
-    """The row of Table 2 that a run repeats, as it is printed: the same model on the same task."""
-    rows = (row for row in SYNTHETIC.values() if row.table == "table2" and row.config == recipe.model)
-    row = next(rows, None) if isinstance(recipe.task, InductionHeads) else None
-    return None if row is None else row.row["model"]
+def published_row(recipe: Recipe) -> str | None:
+    """The row of Table 2 beside which a run stands: a model of its kind, width and depth, trained at its length.
+
+    State size, Δ and initialisation may differ: what was trained stands in the record.
+    """
+    if not isinstance(recipe.task, InductionHeads) or recipe.task.length != InductionHeads().length:
+        return None
+    rows = (row for row in SYNTHETIC.values() if row.table == "table2")
+    return next((row.row["model"] for row in rows if _kind(row.config) == _kind(recipe.model)), None)
+
+
+def _kind(config: ModelConfig) -> tuple[object, ...]:
+    names = ("mixer", "positions", "d_model", "n_layer", "vocab_size")
+    return (type(config), *(getattr(config, name, None) for name in names))
 
 
 def _fraction(right: int, of: int) -> dict[str, Any]:

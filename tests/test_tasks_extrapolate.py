@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from mambalab.models.registry import MambaConfig
+from mambalab.models.synthetic import synthetic
 from mambalab.reports import record
 from mambalab.reports.record import Record
 from mambalab.tasks import InductionHeads, Recipe, SelectiveCopying
-from mambalab.tasks.extrapolate import ANSWERS, LEFT_OUT, WHOLE, doublings, extrapolate
+from mambalab.tasks.extrapolate import ANSWERS, LEFT_OUT, WHOLE, doublings, extrapolate, published_row
 from mambalab.tasks.recipes import with_model
 from mambalab.tasks.train import train
 
@@ -98,6 +99,23 @@ def test_an_equal_call_measures_nothing_and_a_longer_one_the_rest(run, tmp_path)
     assert [r.setting["length"] for r in extrapolate(run, tmp_path, {8: 40, 64: 4}, say=said.append)] == [8, 64]
     assert len(said) == 1
     assert (tmp_path / "records.jsonl").read_bytes().startswith(before)
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "wanted"),
+    [
+        (InductionHeads(), synthetic("mamba").config, "Mamba"),
+        (InductionHeads(trigger="early"), replace(synthetic("mamba").config, d_state=8), "Mamba"),
+        (InductionHeads(), synthetic("mha-xpos").config, "MHA-xPos"),
+        (InductionHeads(), synthetic("h3").config, "H3"),
+        (InductionHeads(), replace(synthetic("mamba").config, d_model=32), None),
+        (InductionHeads(), replace(synthetic("h3").config, n_layer=3), None),
+        (InductionHeads(length=16), synthetic("mamba").config, None),
+        (SelectiveCopying(), synthetic("mamba").config, None),
+    ],
+)
+def test_a_run_stands_beside_the_published_row_of_its_kind_or_none(task, model, wanted):
+    assert published_row(replace(RECIPE, task=task, model=model)) == wanted
 
 
 def test_of_several_answers_a_length_has_two_records(tmp_path):
