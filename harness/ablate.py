@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -19,15 +21,21 @@ from typing import Any, Literal
 import torch
 
 from ..ext import backends
+from ..reports import record
+from ..reports.jsonl import read_object
+from ..reports.record import Record
 from ..tasks import memory, run_files
 from ..tasks.ablations import Cell
+from ..tasks.outcome import model_name
 from ..tasks.recipes import Recipe, to_json
-from ..tasks.train import flat, train
+from ..tasks.train import DivergedError, train
 from .allocator import keep_freed_memory
 from .errors import one_line
 from .train_cli import origin, summary
 
 SETTINGS = "ablation.json"
+# Beside what is kept of a training that diverged, since records of its own would say that it is done.
+DIVERGED = "diverged"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +71,7 @@ def check_kept(values: Mapping[str, Any], bases: Iterable[Recipe], cells: Iterab
     given = {base.task.name: base for base in bases}
     for cell in cells:
         for key in values:
-            path = key.removeprefix("recipe.")
-            if _value(cell.recipe, path) != _value(given[cell.recipe.task.name], path):
+            if _value(cell.recipe, key) != _value(given[cell.recipe.task.name], key):
                 raise ValueError(f"--set {key}: in {cell.grid}, {cell.name} decides that itself")
 
 
@@ -86,12 +93,11 @@ def claim(folder: Path, grid: str, base: Recipe, device: str, backend: str | Non
     settings = {"grid": grid, "base": to_json(base), "device": place.type, "backend": backend}
     path = folder / SETTINGS
     if path.is_file():
-        mine, there = flat(settings), flat(_read(path))
-        others = [name for name in mine | there if mine.get(name) != there.get(name)]
-        if others:
+        if differs := _difference(settings, read_object(path)):
+            name, mine, there = differs
             raise ValueError(
-                f"{folder} is an ablation of other settings: {others[0]} is {there.get(others[0])!r} there, "
-                f"not {mine.get(others[0])!r}; name another folder"
+                f"{folder} is an ablation of other settings: {name} is {there!r} there, not {mine!r}; "
+                "name another folder"
             )
         return
     if folder.is_dir() and any(folder.iterdir()):
@@ -100,10 +106,12 @@ def claim(folder: Path, grid: str, base: Recipe, device: str, backend: str | Non
     run_files.write_json(path, settings)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    from ..reports.jsonl import read_object
-
-    return read_object(path)
+def _difference(mine: Any, there: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """The dotted name of the first leaf in which nested dicts differ, and what each has there."""
+    if not (isinstance(mine, dict) and isinstance(there, dict)):
+        return None if mine == there else (name, mine, there)
+    found = (_difference(mine.get(key), there.get(key), f"{name}.{key}".lstrip(".")) for key in mine | there)
+    return next(filter(None, found), None)
 
 
 def run(jobs: Sequence[Job], at_once: int) -> Iterator[Outcome]:
@@ -175,6 +183,10 @@ def _serve(pipe: Connection, threads: int) -> None:
     torch.set_num_threads(threads)
     while True:
         pipe.send(work(pipe.recv()))
+        # Other processes want the memory.
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
 
 def _end_with_parent() -> None:
@@ -199,11 +211,33 @@ def work(job: Job) -> Outcome:
             experiment=job.cell.experiment,
             seconds=None if job.until is None else max(0.0, job.until - begun),
         )
+        # Of an earlier attempt, with other code.
+        shutil.rmtree(job.folder / DIVERGED, ignore_errors=True)
         state, text = ("done" if result.done else "stopped"), summary(result)
     except (ValueError, OSError) as error:
+        if isinstance(error, DivergedError):
+            _record_diverged(job)
         state, text = "failed", one_line(error)
     except Exception as error:
         if os.environ.get("MAMBALAB_TRACEBACK"):
             traceback.print_exc()
         state, text = "failed", f"{type(error).__name__}: {one_line(error)}"
     return Outcome(cell=job.cell, state=state, text=text, seconds=time.time() - begun)
+
+
+def _record_diverged(job: Job) -> None:
+    """A training that can't go on is a result too: a table must not say that it was not run."""
+    recipe, log = job.cell.recipe, run_files.read_log(job.folder)
+    steps = log[-1]["step"] if log else 0
+    made = Record(
+        experiment=job.cell.experiment,
+        model=model_name(recipe.model),
+        task=recipe.task.name,
+        metric="diverged after step",
+        value=steps,
+        n=1,
+        setting=to_json(recipe) | {"steps_done": steps},
+        seed=recipe.seed,
+        provenance=origin(recipe, job.device, job.backend),
+    )
+    record.write(job.folder / DIVERGED / run_files.RECORDS, [made])

@@ -41,17 +41,16 @@ def ablate(
     """
     from .assignments import assigned, split
 
-    begun, values = time.time(), split(assignments)
+    begun, values = time.time(), split([text.removeprefix("recipe.") for text in assignments])
     from ..tasks import ablations
     from .ablate import Job, check_kept, claim, run
     from .devices import resolve_device
 
     grid = ablations.grid(grid_name)
     names = ablations.tasks(grid, task_names)
-    settings = {key.removeprefix("recipe."): value for key, value in values.items()}
-    bases = [assigned(ablations.BASES[name], settings) for name in names]
+    bases = [assigned(ablations.BASES[name], values) for name in names]
     cells = ablations.cells(grid, bases, _seeds(seeds), only)
-    check_kept(settings, bases, cells)
+    check_kept(values, bases, cells)
     place, folder = resolve_device(device), Path(out or f"runs/ablate-{grid.name}")
     for base in bases:
         claim(folder / base.task.name, grid.name, base, place, backend)

@@ -109,12 +109,20 @@ def ablation_table(one: Found) -> pd.DataFrame:
 
 def _measured(runs: Sequence[Trained]) -> dict[str, str]:
     return {
-        "Answers right %": spread([100 * run.values[TOKENS] for run in runs], markdown.fixed),
-        "Sequences right %": spread([100 * run.values[SEQUENCES] for run in runs], markdown.fixed),
+        "Answers right %": _accuracy(runs, TOKENS),
+        "Sequences right %": _accuracy(runs, SEQUENCES),
         "Steps to solved": _solved(runs),
         "Seeds": ", ".join(str(run.seed) for run in runs),
-        "Parameters": runs[0].count("parameters"),
+        "Parameters": next((run.count("parameters") for run in runs if not run.is_diverged), markdown.BLANK),
     }
+
+
+def _accuracy(runs: Sequence[Trained], metric: str) -> str:
+    values = [100 * run.values[metric] for run in runs if not run.is_diverged]
+    parts = [spread(values, markdown.fixed)] if values else []
+    if lost := len(runs) - len(values):
+        parts.append(f"{lost} of {len(runs)} diverged")
+    return ", ".join(parts)
 
 
 def spread(values: Sequence[float], write: Callable[[float], str]) -> str:
@@ -151,19 +159,19 @@ def notes(one: Found) -> list[str]:
 
 
 def _budget(one: Found) -> str:
-    asked, done = one.all[0].setting["steps"], {run.steps for run in one.all}
+    asked, done = one.all[0].setting["steps"], {run.steps for run in one.all if not run.is_diverged}
     return f"{'after' if done == {asked} else 'after at most'} {markdown.count(asked)} steps"
 
 
 def correlations(one: Found) -> dict[str, tuple[float | None, int]]:
     """Spearman's coefficient, and over how many rows: accuracy and speed against the paper's perplexity.
 
-    A row counts as slower than any other when a seed of it was not solved.
+    A row counts as slower than any other when a seed of it was not solved, and is left out when one diverged.
     """
     both = [
         (line.perplexity, runs)
         for line, runs in zip(one.ablation.lines, one.runs, strict=True)
-        if line.perplexity is not None and runs
+        if line.perplexity is not None and runs and not any(run.is_diverged for run in runs)
     ]
     printed = [-perplexity for perplexity, _ in both]
     accuracy = [mean(run.values[TOKENS] for run in runs) for _, runs in both]

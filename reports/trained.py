@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "training"
 TOKENS, SEQUENCES = "token accuracy", "sequence accuracy"
-SOLVED = "steps to solved"
+SOLVED, DIVERGED = "steps to solved", "diverged after step"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """One training that came to its end: `setting` is its recipe and the steps done, `values` is by metric."""
+    """One training: `setting` is its recipe and the steps done, `values` is by metric, DIVERGED alone where it did."""
 
     model: str
     task: str
@@ -34,6 +34,11 @@ class Trained:
         for name in path.split("."):
             found = found.get(name) if isinstance(found, Mapping) else None
         return found
+
+    @property
+    def is_diverged(self) -> bool:
+        """Whether its loss became something else than a number, so that nothing was measured at the end."""
+        return DIVERGED in self.values
 
     @property
     def steps(self) -> int:

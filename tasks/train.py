@@ -101,7 +101,7 @@ class _Run:
         path = self.folder / run_files.SETTINGS
         if path.is_file():
             there = run_files.read_settings(self.folder)
-            mine, theirs = flat(settings), flat(there)
+            mine, theirs = _flat(settings), _flat(there)
             others = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
             if others == ["recipe.steps"] and self._may_go_on(theirs["recipe.steps"]):
                 (self.folder / run_files.RECORDS).unlink(missing_ok=True)
@@ -245,11 +245,11 @@ class _Run:
         run_files.write_records(self.folder, made)
 
 
-def flat(value: Any, name: str = "") -> dict[str, Any]:
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
     """The leaves of nested dicts, under dotted names."""
     if not isinstance(value, dict):
         return {name: value}
-    return {k: v for key, inner in value.items() for k, v in flat(inner, f"{name}.{key}".lstrip(".")).items()}
+    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{name}.{key}".lstrip(".")).items()}
 
 
 def _clock(seconds: float) -> str:

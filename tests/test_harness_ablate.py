@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,10 @@ from command import files, mambalab, refused
 from mambalab.harness.ablate import Job, run, work
 from mambalab.harness.assignments import assigned
 from mambalab.reports import record
+from mambalab.reports.tables import report
 from mambalab.tasks import run_files
 from mambalab.tasks.ablations import BASES, GRIDS, Cell, cells
+from mambalab.tasks.recipes import Optimiser
 
 TINY = {
     "steps": "8",
@@ -70,7 +73,7 @@ def test_finished_cells_are_kept_and_one_that_fails_loses_no_other(tmp_path):
 
 def test_a_killed_ablation_leaves_no_process_behind_and_goes_on(tmp_path, unchecked):
     out, options = tmp_path / "out", ("--only=none", "--only=B", "--seeds=0", "--jobs=2")
-    many = {"steps": "200"}
+    many = {"steps": "80"}
     arguments = [sys.executable, "-m", "mambalab.harness", *map(str, command(out, *options, **many))]
     with subprocess.Popen(arguments, stderr=subprocess.DEVNULL) as process:
         folders = [out / TASK / name / "seed-0" for name in ("none", "B")]
@@ -79,7 +82,7 @@ def test_a_killed_ablation_leaves_no_process_behind_and_goes_on(tmp_path, unchec
     _wait_for(lambda: all(_is_free(folder) for folder in folders))
     assert not all((folder / run_files.RECORDS).is_file() for folder in folders)
     assert mambalab(*command(out, *options, **many)).status == 0
-    for job in jobs(tmp_path / "once", "none", "B", steps=200):
+    for job in jobs(tmp_path / "once", "none", "B", steps=80):
         assert work(job).state == "done"
         assert weights(job.folder) == weights(out / job.cell.folder)
 
@@ -133,6 +136,22 @@ def test_what_is_no_mistake_of_the_user_fails_its_cell_only(tmp_path, monkeypatc
     (job,) = jobs(tmp_path, "none")
     monkeypatch.setattr("mambalab.harness.ablate.train", _broken)
     assert work(job).text == "RuntimeError: the device fell off"
+
+
+def test_a_training_that_diverges_has_a_record_until_it_comes_through(tmp_path):
+    (job,) = jobs(tmp_path, "none")
+    wild = replace(job.cell.recipe, optimiser=Optimiser(learning_rate=1e30))
+    outcome = work(replace(job, cell=replace(job.cell, recipe=wild)))
+    assert (outcome.state, job.is_done) == ("failed", False)
+    assert "the loss of step 2 is nan" in outcome.text
+    (r,) = record.read(job.folder / "diverged" / run_files.RECORDS)
+    assert (r.experiment, r.metric, r.value) == ("ablation-selectivity", "diverged after step", 0)
+    assert "1 of 1 diverged |" in report([tmp_path]).table
+    (other,) = jobs(tmp_path / "other", "none")
+    assert work(other).state == "done"
+    shutil.move(job.folder / "diverged", other.folder / "diverged")
+    assert work(other).state == "done"
+    assert not (other.folder / "diverged").exists()
 
 
 def _broken(*_: object, **__: object) -> None:

@@ -177,6 +177,19 @@ def test_the_orders_are_compared_where_both_have_a_number():
     assert speed == (pytest.approx(spearman([2, 2, 2, 5, 4], [1, 3, 2, 4, 5])), 5)
 
 
+def test_a_seed_that_diverged_is_said_and_its_row_not_compared(tmp_path):
+    """The rows that are left go with the paper's; with the first they would not."""
+    lost = cell("selectivity", "none", 1)
+    (diverged,) = (r for r in records_of(lost, diverged_after_step=400.0) if r.metric == "diverged after step")
+    records = [*records_of(cell("selectivity", "none", 0), token_accuracy=1.0), diverged]
+    for name, value in {"C": 0.3, "B": 0.2, "delta": 0.4}.items():
+        records += records_of(cell("selectivity", name), token_accuracy=value)
+    record.write(tmp_path / "records.jsonl", records)
+    text = narrow(report([tmp_path]).table)
+    assert "| no | no | no | 100.00, 1 of 2 diverged | 50.00, 1 of 2 diverged | unsolved | 0, 1 | 67,520 |" in text
+    assert "answers right +1.00, steps to solved (unsolved last) none, over 3 rows." in text
+
+
 def test_a_training_that_is_in_no_row_is_said():
     made = cell("state-size", "n-4-static")
     odd = replace(made, recipe=replace(made.recipe, model=replace(made.recipe.model, d_state=3)))

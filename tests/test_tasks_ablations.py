@@ -11,7 +11,6 @@ from mambalab.tasks import AssociativeRecall, InductionHeads, SelectiveCopying
 from mambalab.tasks.ablations import BASES, GRIDS, Cell, cells, grid, tasks
 from mambalab.tasks.recipes import Recipe, to_json
 from mambalab.tasks.step import Trainee
-from mambalab.tasks.train import flat
 
 ABLATED = {
     "selectivity": {"model.selective_delta", "model.selective_B", "model.selective_C"},
@@ -28,7 +27,10 @@ EACH = [cell for g in GRIDS.values() for cell in cells(g, [BASES[name] for name 
 
 
 def fields(recipe: Recipe) -> dict[str, object]:
-    return flat(to_json(recipe))
+    """What the recipe says, with the fields of its parts under dotted names."""
+    content = to_json(recipe)
+    parts = {name: content.pop(name) for name in ("task", "model", "optimiser")}
+    return content | {f"{part}.{name}": value for part in parts for name, value in parts[part].items()}
 
 
 def changed(cell: Cell) -> set[str]:
@@ -99,7 +101,9 @@ def test_seeds_change_the_seed_alone_and_come_one_after_the_other():
 @pytest.mark.parametrize("cell", EACH, ids=lambda cell: f"{cell.grid}-{cell.name}-{cell.recipe.task.name}")
 def test_every_cell_takes_a_step(cell, unchecked):
     recipe = small(cell)
-    trainee = Trainee(recipe, build(recipe.model, backend="cpu" if recipe.task.length > 8 else "reference"), torch.device("cpu"))
+    trainee = Trainee(
+        recipe, build(recipe.model, backend="cpu" if recipe.task.length > 8 else "reference"), torch.device("cpu")
+    )
     before = {name: parameter.detach().clone() for name, parameter in trainee.model.named_parameters()}
     trainee.advance(recipe.task)
     assert trainee.seen[0, 0].isfinite()
