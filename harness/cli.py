@@ -12,9 +12,11 @@ from typing import Any, Literal
 
 import click
 
+from .ablate_cli import ablate
 from .allocator import keep_freed_memory
 from .bench_cli import bench
 from .errors import one_line
+from .extrapolate_cli import extrapolate
 from .invocation import command_line, go_offline
 from .options import TEXT, eval_options, split_names
 from .train_cli import train
@@ -41,7 +43,9 @@ def cli() -> None:
         keep_freed_memory()
 
 
+cli.add_command(ablate)
 cli.add_command(bench)
+cli.add_command(extrapolate)
 cli.add_command(train)
 
 
@@ -136,12 +140,14 @@ def build(arch: str, out: str | None) -> None:
 @cli.command()
 @click.option("--out", default="runs/demo", show_default=True, metavar="DIR", help="Where everything goes.")
 def demo(out: str) -> None:
-    """The main job in miniature, offline: two small random checkpoints, six small tasks, one report."""
+    """The main jobs in miniature, offline: six small tasks zero-shot, and a trained Mamba at up to 2^20 tokens."""
     go_offline(hub=True, data=True)
-    from .demo import run_demo
+    from .demo import extrapolate_checkpoint, run_demo
 
     click.echo(run_demo(Path(out), command_line()))
     click.echo(f"written to {out}/report.md and {out}/report.csv", err=True)
+    click.echo(extrapolate_checkpoint(Path(out) / "extrapolation", lambda line: click.echo(line, err=True)))
+    click.echo(f"written to {out}/extrapolation/table.md; the plot is accuracy-by-length.png beside it", err=True)
 
 
 @cli.command()
@@ -241,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     logging.getLogger("mambalab").setLevel(logging.INFO)
-    for name in ("lm_eval", "huggingface_hub"):
+    for name in ("lm_eval", "huggingface_hub", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:

@@ -37,13 +37,13 @@ def read_bytes(path: Path) -> bytes:
         raise ValueError(f"can't read {path}: {os.strerror(error.errno or 0)}") from None
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write UTF-8 text under a temporary name in the same folder, flush it to the disk, then rename it into place."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write bytes, or text as UTF-8, under a temporary name in the same folder, flush it, then rename it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with unfinished.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with unfinished.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)

@@ -89,6 +89,15 @@ def table3(model_row: str) -> dict[Key, float]:
     return {column.key: float(row[column.table3]) for column in COLUMNS if row[column.table3]}
 
 
+@functools.cache
+def table2(model_row: str) -> dict[int, float | None]:
+    """A row of Table 2 by its printed name ("MHA-Abs"): test length -> percent, None where memory ran out."""
+    named = [row for row in rows("table2_long.csv") if row["model"] == model_row]
+    if not named:
+        raise ValueError(f"table2_long.csv has no row {model_row!r}")
+    return {int(row["test_length"]): float(row["accuracy_pct"]) if row["accuracy_pct"] else None for row in named}
+
+
 def pythia_official(model: str) -> Published | None:
     """Pythia's own final zero-shot numbers ("pythia-12b-deduped"): without HellaSwag; None if unknown."""
     for row in rows("pythia_zero_shot.csv"):

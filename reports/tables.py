@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import bad_input, bench, markdown, paired, parity, provenance, zero_shot
+from . import ablations, bad_input, bench, extrapolation, markdown, paired, parity, provenance, synthetic, zero_shot
 from .bench import bench_table
 from .jsonl import write_whole
 from .published import scale
 from .record import Record
 from .runs import ZERO_SHOT, Run, labels, load_runs
+from .trained import EXPERIMENT as TRAINING
+from .trained import hows, trained, training_table
+from .trained import lines as training_lines
 from .zero_shot import zero_shot_long, zero_shot_table
 
 if TYPE_CHECKING:
@@ -78,7 +81,7 @@ def report(paths: Sequence[Path | str], *, pairs: Pairs = ()) -> Report:
         raise ValueError("no runs given")
     runs = [run for path in dict.fromkeys(Path(p) for p in paths) for run in load_runs(path)]
     experiments = dict.fromkeys(r.experiment for run in runs for r in run.records)
-    sections = [_section(experiment, runs) for experiment in experiments]
+    sections = [section for experiment in experiments for section in _sections(experiment, runs)]
     compared, paired_lines = _comparisons(runs, pairs)
     return Report(
         markdown="\n".join([*(s.full() for s in sections), *compared, _what_ran(runs)]),
@@ -125,16 +128,22 @@ def _paired_line(result: paired.Comparison, a: str, b: str) -> dict[str, object]
     }
 
 
-def _section(experiment: str, runs: Sequence[Run]) -> Section:
+def _sections(experiment: str, runs: Sequence[Run]) -> list[Section]:
     if experiment == ZERO_SHOT:
-        return _zero_shot_section(runs)
+        return [_zero_shot_section(runs)]
     records = [r for run in runs for r in run.records if r.experiment == experiment]
+    if experiment == TRAINING:
+        return _training_sections(records)
+    if experiment == extrapolation.EXPERIMENT:
+        return _extrapolation_sections(records)
+    if ablation := ablations.name_of(experiment):
+        return [_ablation_section(one) for one in ablations.found(ablation, records)]
     if experiment == parity.EXPERIMENT:
-        return _parity_section(records)
+        return [_parity_section(records)]
     if experiment == bad_input.EXPERIMENT:
-        return _bad_input_section(records)
+        return [_bad_input_section(records)]
     make = _bench_section if experiment.startswith("bench") else _plain_section
-    return make(experiment, records)
+    return [make(experiment, records)]
 
 
 def _zero_shot_section(runs: Sequence[Run]) -> Section:
@@ -175,6 +184,52 @@ def _bad_input_section(records: Sequence[Record]) -> Section:
         table=markdown.table(bad_input.bad_input_table(records), left=("Kind", "Damage")),
         notes=bad_input.notes(records),
         lines=_plain_lines(records),
+    )
+
+
+def _training_sections(records: Sequence[Record]) -> list[Section]:
+    """Table 1, of what belongs there; then whatever else was trained."""
+    runs = trained(records)
+    copying = [run for run in runs if synthetic.is_table1(run)]
+    others = [run for run in runs if not synthetic.is_table1(run)]
+    first = Section(
+        title="Selective copying (Table 1)",
+        table=markdown.table(synthetic.table1(copying), left=("Model", "Architecture", "Layer")),
+        notes=synthetic.table1_notes(copying),
+        lines=training_lines(copying),
+    )
+    rest = Section(
+        title="Training",
+        table=markdown.table(training_table(others), left=("Model", "Task")),
+        notes=hows(others),
+        lines=training_lines(others),
+    )
+    return [section for section, of in ((first, copying), (rest, others)) if of]
+
+
+def _extrapolation_sections(records: Sequence[Record]) -> list[Section]:
+    """Table 2, of induction heads; then other tasks."""
+    heads = [r for r in records if r.task == synthetic.INDUCTION_HEADS]
+    others = [r for r in records if r.task != synthetic.INDUCTION_HEADS]
+    found = synthetic.reaches(heads)
+    made = []
+    if heads:
+        table2 = markdown.table(synthetic.table2(found), left=("Model", "Measured"))
+        details, notes = extrapolation.report(heads), synthetic.table2_notes(found)
+        title, numbers = "Induction heads (Table 2)", synthetic.reach_lines(found)
+        made.append(Section(title=title, table=table2, notes=notes, details=details, lines=numbers))
+    if others:
+        table = extrapolation.report(others).strip()
+        made.append(Section(title="Accuracy by length", table=table, lines=_plain_lines(others)))
+    return made
+
+
+def _ablation_section(one: ablations.Found) -> Section:
+    return Section(
+        title=f"Ablation: {one.title}",
+        table=markdown.table(ablations.ablation_table(one), left=list(one.ablation.lines[0].labels)),
+        notes=ablations.notes(one),
+        lines=ablations.lines(one),
     )
 
 
@@ -240,5 +295,9 @@ def _named(named: Sequence[Named], wanted: str) -> Named:
 
 
 def _what_ran(runs: Sequence[Run]) -> str:
-    named = [(name, run.records) for run, name in zip(runs, labels(runs), strict=True)]
+    # Of many trainings of a model, only how they differ is said.
+    named = [
+        (run.model if "steps_done" in run.records[0].setting else name, run.records)
+        for run, name in zip(runs, labels(runs), strict=True)
+    ]
     return f"## What ran\n\n{markdown.bullets(provenance.lines(named))}\n"

@@ -39,12 +39,17 @@ def shortage_said(recipe: Recipe) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not is_shortage(error):
             raise
         raise ValueError(
             f"no memory to train on {recipe.batch_size} rows of {recipe.task.length:,} tokens "
             f"({str(error).splitlines()[0]})"
         ) from error
+
+
+def is_shortage(error: RuntimeError) -> bool:
+    """Whether torch says that memory ran out."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _memory(device: torch.device) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -114,3 +115,8 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
+
+
+def narrow(text: str) -> str:
+    """Markdown without what only aligns the columns of its tables."""
+    return re.sub(r"-{3,}", "-", re.sub(r" {2,}", " ", text))

@@ -53,10 +53,11 @@ def test_the_arrow_check_sees_an_upward_import(tmp_path):
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
-        ("mambalab.harness.cli", {"torch", "pandas", "lm_eval", "transformers", "datasets", "numba"}),
+        ("mambalab.harness.cli", {"torch", "pandas", "lm_eval", "transformers", "datasets", "numba", "matplotlib"}),
         ("mambalab.models.registry", {"torch"}),
         ("mambalab.tasks", {"torch"}),
         ("mambalab.reports.record", {"torch", "pandas"}),
+        ("mambalab.reports.figures", {"torch", "pandas", "matplotlib"}),
         ("mambalab.harness.doctor", {"torch", "pandas", "lm_eval"}),
     ],
 )

@@ -11,9 +11,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from mambalab.harness import demo
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("ext", "models", "tasks", "harness", "reports")
+TRAINED = demo.TRAINED.relative_to(demo.TRAINED.parents[3])
+SHIPPED = {"config.json", "model.safetensors", "records.jsonl", "settings.json"}
 READ_AT_WORK = (".py", ".csv", ".jsonl", ".cu", ".cuh")
 
 
@@ -28,6 +31,11 @@ def unpacked(tmp_path_factory) -> Path:
     tree = folder / "tree"
     for room in ROOMS:
         shutil.copytree(ROOT / room, tree / room, ignore=shutil.ignore_patterns("__pycache__"))
+    # One that is never shipped beside those that are.
+    trained = tree / TRAINED
+    trained.mkdir(parents=True, exist_ok=True)
+    for name in (*SHIPPED, "log.jsonl"):
+        (trained / name).touch()
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, tree)
     build = ["pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(tree)]
@@ -55,6 +63,13 @@ def test_every_file_that_a_room_reads_is_in_the_wheel(unpacked, room):
 def test_the_wheel_brings_the_kernels_as_source(unpacked):
     kernels = {path.name for path in (unpacked / "mambalab" / "ext" / "csrc").iterdir()}
     assert {"common.cuh", "scan_forward.cu"} <= kernels
+
+
+def test_of_all_results_the_wheel_brings_the_demos_checkpoint_alone(unpacked):
+    results = unpacked / "mambalab" / "reports" / "results"
+    assert {path for path in results.rglob("*") if path.is_file()} == {
+        unpacked / "mambalab" / TRAINED / name for name in SHIPPED
+    }
 
 
 def test_the_wheel_adds_one_name_and_no_tests(unpacked):

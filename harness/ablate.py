@@ -1,0 +1,243 @@
+"""An ablation at work: its cells trained in folders of their own, several at once, one that fails losing no other."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..ext import backends
+from ..reports import record
+from ..reports.jsonl import read_object
+from ..reports.record import Record
+from ..tasks import memory, run_files
+from ..tasks.ablations import Cell
+from ..tasks.outcome import model_name
+from ..tasks.recipes import Recipe, to_json
+from ..tasks.train import DivergedError, train
+from .allocator import keep_freed_memory
+from .errors import one_line
+from .train_cli import origin, summary
+
+SETTINGS = "ablation.json"
+# Beside what is kept of a training that diverged, since records of its own would say that it is done.
+DIVERGED = "diverged"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A cell to be trained: where, on what, and by when (`time.time()`) to stop with a checkpoint."""
+
+    cell: Cell
+    folder: Path
+    device: str
+    backend: str | None = None
+    until: float | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the whole training of this very recipe lies in the folder."""
+        if not (self.folder / run_files.RECORDS).is_file():
+            return False
+        return run_files.read_settings(self.folder)["recipe"] == to_json(self.cell.recipe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a job, in one line; a stopped one goes on with the next command."""
+
+    cell: Cell
+    state: Literal["done", "stopped", "failed"]
+    text: str
+    seconds: float
+
+
+def check_kept(values: Mapping[str, Any], bases: Iterable[Recipe], cells: Iterable[Cell]) -> None:
+    """ValueError for a setting that was given but is not what a cell has: its grid, or its seed, decides that."""
+    given = {base.task.name: base for base in bases}
+    for cell in cells:
+        for key in values:
+            if _value(cell.recipe, key) != _value(given[cell.recipe.task.name], key):
+                raise ValueError(f"--set {key}: in {cell.grid}, {cell.name} decides that itself")
+
+
+def _value(recipe: Recipe, path: str) -> object:
+    try:
+        return reduce(getattr, path.split("."), recipe)
+    except AttributeError:
+        return None
+
+
+def claim(folder: Path, grid: str, base: Recipe, device: str, backend: str | None) -> None:
+    """Write what is ablated in a folder, or hold it against what is there.
+
+    ValueError where that is another ablation or none, and for a base that can't be trained on this device.
+    """
+    place = torch.device(device)
+    memory.check(base, place)
+    backends.pick(place, backend, base.model.is_complex)
+    settings = {"grid": grid, "base": to_json(base), "device": place.type, "backend": backend}
+    path = folder / SETTINGS
+    if path.is_file():
+        if differs := _difference(settings, read_object(path)):
+            name, mine, there = differs
+            raise ValueError(
+                f"{folder} is an ablation of other settings: {name} is {there!r} there, not {mine!r}; "
+                "name another folder"
+            )
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds something, but no ablation; name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    run_files.write_json(path, settings)
+
+
+def _difference(mine: Any, there: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """The dotted name of the first leaf in which nested dicts differ, and what each has there."""
+    if not (isinstance(mine, dict) and isinstance(there, dict)):
+        return None if mine == there else (name, mine, there)
+    found = (_difference(mine.get(key), there.get(key), f"{name}.{key}".lstrip(".")) for key in mine | there)
+    return next(filter(None, found), None)
+
+
+def run(jobs: Sequence[Job], at_once: int) -> Iterator[Outcome]:
+    """What comes of each job, as it comes, from so many processes; none is begun when its time is up.
+
+    They are spawned, since a forked one could use neither CUDA nor the threads of the CPU backend, and each is used
+    for one job after the other, until one fails. All of them end with the iteration, and with this process.
+    """
+    waiting, idle = deque(jobs), list[_Worker]()
+    busy: dict[Connection, tuple[_Worker, Job]] = {}
+    threads = max(1, torch.get_num_threads() // at_once)
+    try:
+        while waiting or busy:
+            while waiting and len(busy) < at_once:
+                job = waiting.popleft()
+                if job.until is None or time.time() < job.until:
+                    worker = idle.pop() if idle else _Worker(threads)
+                    worker.pipe.send(job)
+                    busy[worker.pipe] = worker, job
+            # Without a process at work there is nothing to wait for, ever.
+            for pipe in wait(list(busy)) if busy else ():
+                worker, job = busy.pop(pipe)  # pyright: ignore[reportArgumentType]
+                outcome = worker.outcome(job)
+                if outcome.state == "failed":
+                    # A device that failed once may fail for all that follows in the process.
+                    worker.end()
+                else:
+                    idle.append(worker)
+                yield outcome
+    finally:
+        for worker in [*idle, *(worker for worker, _ in busy.values())]:
+            worker.end()
+
+
+class _Worker:
+    """A process of its own that trains what it is sent."""
+
+    def __init__(self, threads: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, far = context.Pipe()
+        self.process = context.Process(target=_serve, args=(far, threads), daemon=True)
+        self.process.start()
+        # Now a process that ends closes the last of its end, and that is heard here.
+        far.close()
+
+    def outcome(self, job: Job) -> Outcome:
+        try:
+            return self.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+            text = f"its process ended ({_how(self.process.exitcode or 0)})"
+            return Outcome(cell=job.cell, state="failed", text=text, seconds=0.0)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def _how(status: int) -> str:
+    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+
+
+def _serve(pipe: Connection, threads: int) -> None:
+    # Whoever sent Ctrl-C reached the first process too, which ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    while True:
+        pipe.send(work(pipe.recv()))
+        # Other processes want the memory.
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    # Nothing is lost: what a run has written is whole at any moment.
+    os._exit(1)
+
+
+def work(job: Job) -> Outcome:
+    """Train one cell in this process; whatever goes wrong is told and raises nothing."""
+    begun = time.time()
+    recipe = job.cell.recipe
+    try:
+        result = train(
+            recipe,
+            job.folder,
+            device=job.device,
+            backend=job.backend,
+            provenance=origin(recipe, job.device, job.backend),
+            experiment=job.cell.experiment,
+            seconds=None if job.until is None else max(0.0, job.until - begun),
+        )
+        # Of an earlier attempt, with other code.
+        shutil.rmtree(job.folder / DIVERGED, ignore_errors=True)
+        state, text = ("done" if result.done else "stopped"), summary(result)
+    except (ValueError, OSError) as error:
+        if isinstance(error, DivergedError):
+            _record_diverged(job)
+        state, text = "failed", one_line(error)
+    except Exception as error:
+        if os.environ.get("MAMBALAB_TRACEBACK"):
+            traceback.print_exc()
+        state, text = "failed", f"{type(error).__name__}: {one_line(error)}"
+    return Outcome(cell=job.cell, state=state, text=text, seconds=time.time() - begun)
+
+
+def _record_diverged(job: Job) -> None:
+    """A training that can't go on is a result too: a table must not say that it was not run."""
+    recipe, log = job.cell.recipe, run_files.read_log(job.folder)
+    steps = log[-1]["step"] if log else 0
+    made = Record(
+        experiment=job.cell.experiment,
+        model=model_name(recipe.model),
+        task=recipe.task.name,
+        metric="diverged after step",
+        value=steps,
+        n=1,
+        setting=to_json(recipe) | {"steps_done": steps},
+        seed=recipe.seed,
+        provenance=origin(recipe, job.device, job.backend),
+    )
+    record.write(job.folder / DIVERGED / run_files.RECORDS, [made])

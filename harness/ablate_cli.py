@@ -1,0 +1,74 @@
+"""`mambalab ablate`: every cell of a grid trained in a folder of its own, for several seeds."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from .options import TEXT
+
+
+@click.command()
+@click.argument("grid_name", metavar="GRID")
+@click.option("--task", "task_names", multiple=True, metavar="TASK", help="One of its tasks; default: all of them.")
+@click.option("--only", multiple=True, metavar="CELL", help="One of its cells; may be repeated.")
+@click.option("--seeds", default="0,1,2", show_default=True, help="Comma-separated; of weights and data.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting of all cells.")
+@click.option("--device", default=None, help="cpu, cuda or cuda:N; default: cuda where there is one.")
+@click.option("--backend", help="A backend of the scan by name (see doctor); never falls back.")
+@click.option("--seconds", type=float, help="Stop, with checkpoints, after so long; the same command goes on.")
+@click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Cells trained at once.")
+@click.option("--out", type=TEXT, metavar="DIR", help="Its folder; default: runs/ablate-GRID.")
+def ablate(
+    grid_name: str,
+    task_names: tuple[str, ...],
+    only: tuple[str, ...],
+    seeds: str,
+    assignments: tuple[str, ...],
+    device: str | None,
+    backend: str | None,
+    seconds: float | None,
+    jobs: int,
+    out: str | None,
+) -> None:
+    """Train the cells of GRID: selectivity, state-size, delta-rank, a-init, architecture or recall.
+
+    Each has a run of its own, DIR/TASK/CELL/seed-N; those that are done are left as they are, those that were stopped
+    or killed go on. Keys of --set are those of `mambalab train`. `mambalab report DIR` makes the table.
+    """
+    from .assignments import assigned, split
+
+    begun, values = time.time(), split([text.removeprefix("recipe.") for text in assignments])
+    from ..tasks import ablations
+    from .ablate import Job, check_kept, claim, run
+    from .devices import resolve_device
+
+    grid = ablations.grid(grid_name)
+    names = ablations.tasks(grid, task_names)
+    bases = [assigned(ablations.BASES[name], values) for name in names]
+    cells = ablations.cells(grid, bases, _seeds(seeds), only)
+    check_kept(values, bases, cells)
+    place, folder = resolve_device(device), Path(out or f"runs/ablate-{grid.name}")
+    for base in bases:
+        claim(folder / base.task.name, grid.name, base, place, backend)
+    until = None if seconds is None else begun + seconds
+    all_jobs = [Job(cell=c, folder=folder / c.folder, device=place, backend=backend, until=until) for c in cells]
+    waiting = [job for job in all_jobs if not job.is_done]
+    done, failed = len(all_jobs) - len(waiting), 0
+    for outcome in run(waiting, jobs):
+        done, failed = done + (outcome.state == "done"), failed + (outcome.state == "failed")
+        told = f"failed: {outcome.text}" if outcome.state == "failed" else outcome.text
+        click.echo(f"[{done}/{len(all_jobs)}] {outcome.cell}: {told} ({outcome.seconds:.0f} s)", err=True)
+    click.echo(f"{folder}: {done} of {len(all_jobs)} cells done" + (f", {failed} failed" if failed else ""))
+    if failed:
+        sys.exit(1)
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--seeds takes integers such as 0,1,2, not {text!r}") from None

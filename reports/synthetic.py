@@ -1,0 +1,183 @@
+"""The paper's tables 1 and 2 by our records: selective copying, and induction heads at every length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from . import markdown, published
+from .extrapolation import LEFT_OUT, power
+from .record import Record
+from .trained import SEQUENCES, SOLVED, TOKENS, Trained, hows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+INDUCTION_HEADS = "induction-heads"
+NOT_RUN = "not run"
+TABLE1, TABLE2 = "table1.csv", "table2_long.csv"
+# Selective copying as the paper has it (appendix E.1), which does not say whether the 4096 count the data tokens.
+PAPER_TASK = {"copies": 16, "vocab_size": 16, "variable": True}
+PAPER_PLACES = (4096, 4096 + 16)
+
+
+def is_table1(run: Trained) -> bool:
+    """Whether a training is of a row of table 1, at the paper's size."""
+    task = run.setting["task"]
+    is_papers = task.get("places") in PAPER_PLACES and PAPER_TASK.items() <= task.items()
+    return is_papers and run.model in map(_name, published.rows(TABLE1))
+
+
+def _name(row: Mapping[str, str]) -> str:
+    """What our records call a row of table 1: "s4", "h3-hyena"."""
+    return f"{row['arch']}-{row['layer']}".lower().removeprefix("no gate-")
+
+
+def table1(runs: Sequence[Trained]) -> pd.DataFrame:
+    """Every row of table 1 with each of our trainings of it, and the accuracy that the paper prints."""
+    import pandas as pd
+
+    table = []
+    for row in published.rows(TABLE1):
+        names = {"Model": row["model"] or "-", "Architecture": row["arch"], "Layer": row["layer"]}
+        printed = {"Published %": markdown.fixed(float(row["accuracy_pct"]), 1)}
+        ours = sorted((run for run in runs if run.model == _name(row)), key=lambda run: (run.steps, run.seed or 0))
+        cells = [_table1_cells(run) for run in ours] or [{"Answers right %": NOT_RUN}]
+        table += [names | printed | own for own in cells]
+    columns = ["Model", "Architecture", "Layer", "Answers right %", "Sequences right %", "Published %", "Seed", "Steps"]
+    return pd.DataFrame(table, columns=[*columns, "Steps to solved", "Minutes", "Steps/s", "Parameters"], dtype=object)
+
+
+def _table1_cells(run: Trained) -> dict[str, str]:
+    return {
+        "Answers right %": run.percent(TOKENS),
+        "Sequences right %": run.percent(SEQUENCES),
+        "Seed": str(run.seed),
+        "Steps": markdown.count(run.steps),
+        "Steps to solved": run.count(SOLVED),
+        "Minutes": run.minutes,
+        "Steps/s": run.significant("steps per second"),
+        "Parameters": run.count("parameters"),
+    }
+
+
+def table1_notes(runs: Sequence[Trained]) -> list[str]:
+    """What is counted, and how it was trained."""
+    places, sequences = (sorted({run.asked(name) for run in runs}) for name in ("task.places", "sequences"))
+    return [
+        f"Selective copying of 16 tokens among {_listed(places)} places, 16 markers after them: the share of answers "
+        f"that are right, and of sequences with no answer wrong, on {_listed(sequences)} sequences.",
+        "Published: Mamba paper, arXiv:2312.00752v2, Table 1, after 400,000 steps; it does not say whether of answers "
+        "or of sequences.",
+        *hows(runs),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """A trained model's accuracy by length; `cells` holds fractions, or why nothing was measured."""
+
+    model: str
+    published: str | None
+    seed: int | None
+    steps: int
+    sequences: Mapping[int, int]
+    cells: Mapping[int, float | str]
+
+
+def reaches(records: Iterable[Record]) -> list[Reach]:
+    """The models behind records of extrapolation: in the order of the paper's table, then others, by name and seed.
+
+    ValueError for a length measured twice.
+    """
+    found: dict[tuple[Any, ...], list[Record]] = {}
+    for r in records:
+        if r.metric in (SEQUENCES, LEFT_OUT):
+            own = (r.model, r.seed, r.setting["steps_done"], r.setting["weights"], r.provenance["backend"])
+            found.setdefault(own, []).append(r)
+    place = {row["model"]: i for i, row in enumerate(published.rows(TABLE2))}
+    made = [_reach(group) for group in found.values()]
+    return sorted(made, key=lambda one: (place.get(one.published or "", len(place)), one.model, one.seed or 0))
+
+
+def _reach(group: Sequence[Record]) -> Reach:
+    first = group[0]
+    measured = [r for r in group if r.metric == SEQUENCES]
+    values = {r.setting["length"]: r.value for r in measured}
+    if len(values) < len(measured):
+        raise ValueError(f"two records of {first.model}, seed {first.seed}, at one length")
+    left_out = {r.setting["length"]: r.setting["why"].partition(":")[0] for r in group if r.metric == LEFT_OUT}
+    return Reach(
+        model=first.model,
+        published=first.setting.get("published"),
+        seed=first.seed,
+        steps=first.setting["steps_done"],
+        sequences={r.setting["length"]: r.n for r in measured},
+        cells={**left_out, **values},
+    )
+
+
+def table2(found: Sequence[Reach]) -> pd.DataFrame:
+    """Every model of table 2, ours by seed over the paper's line; then models that the paper has not."""
+    import pandas as pd
+
+    printed = _table2_published()
+    lengths = sorted({length for one in found for length in one.cells} | {n for row in printed.values() for n in row})
+    table = []
+    for name, row in printed.items():
+        ours = [one for one in found if one.published == name]
+        table += [_table2_line(one, lengths) for one in ours] or [
+            _line(name, NOT_RUN, "", [""] * len(lengths), lengths)
+        ]
+        table.append(_line(name, "paper", "", [row.get(length, "") for length in lengths], lengths))
+    table += [_table2_line(one, lengths) for one in found if one.published not in printed]
+    return pd.DataFrame(table, dtype=object)
+
+
+def _table2_published() -> dict[str, dict[int, str]]:
+    names = dict.fromkeys(row["model"] for row in published.rows(TABLE2))
+    return {name: {length: _printed(cell) for length, cell in published.table2(name).items()} for name in names}
+
+
+def _printed(percent: float | None) -> str:
+    return "oom" if percent is None else markdown.fixed(percent, 1)
+
+
+def _table2_line(one: Reach, lengths: Sequence[int]) -> dict[str, str]:
+    cells = [_accuracy(one.cells.get(length)) for length in lengths]
+    return _line(one.published or one.model, f"seed {one.seed}", markdown.count(one.steps), cells, lengths)
+
+
+def _line(model: str, who: str, steps: str, cells: Sequence[str], lengths: Sequence[int]) -> dict[str, str]:
+    named = dict(zip(map(power, lengths), cells, strict=True))
+    return {"Model": model, "Measured": who, "Steps": steps} | named
+
+
+def _accuracy(cell: float | str | None) -> str:
+    if cell is None:
+        return NOT_RUN
+    return {"out of memory": "oom"}.get(cell, cell) if isinstance(cell, str) else markdown.fixed(100 * cell, 1)
+
+
+def table2_notes(found: Sequence[Reach]) -> list[str]:
+    """What is counted, and on how many sequences."""
+    numbers = sorted({n for one in found for n in one.sequences.values()})
+    return [
+        f"Induction heads: % of sequences whose last token is right, on {_listed(numbers)} sequences a length.",
+        "Paper: arXiv:2312.00752v2, Table 11 (the numbers of Table 2), trained at length 256. oom: out of memory.",
+    ]
+
+
+def reach_lines(found: Iterable[Reach]) -> list[dict[str, Any]]:
+    """A line a number, for a CSV."""
+    return [
+        {"model": one.model, "seed": one.seed, "steps": one.steps, "length": length}
+        | {"sequences": one.sequences.get(length), "sequence accuracy": cell}
+        for one in found
+        for length, cell in sorted(one.cells.items())
+    ]
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return " or ".join(map(markdown.count, numbers)) or "no"

@@ -1,0 +1,211 @@
+"""`mambalab ablate` trains the cells of a grid, goes on after a kill, loses no cell by another, refuses in a line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from command import files, mambalab, refused
+from mambalab.harness.ablate import Job, run, work
+from mambalab.harness.assignments import assigned
+from mambalab.reports import record
+from mambalab.reports.tables import report
+from mambalab.tasks import run_files
+from mambalab.tasks.ablations import BASES, GRIDS, Cell, cells
+from mambalab.tasks.recipes import Optimiser
+
+TINY = {
+    "steps": "8",
+    "batch_size": "2",
+    "log_every": "4",
+    "evaluate_every": "4",
+    "checkpoint_every": "4",
+    "sequences": "8",
+    "task.length": "8",
+    "model.d_model": "16",
+    "model.n_layer": "1",
+}
+TASK = "induction-heads"
+
+
+def command(out: Path, *options: object, grid: str = "selectivity", **changes: str) -> list[object]:
+    pairs = TINY | {key.replace("__", "."): value for key, value in changes.items()}
+    settings = [f"--set={key}={value}" for key, value in pairs.items()]
+    return ["ablate", grid, f"--task={TASK}", *settings, "--device=cpu", "--out", out, *options]
+
+
+def jobs(out: Path, *only: str, steps: int = 8) -> list[Job]:
+    base = assigned(BASES[TASK], TINY | {"steps": str(steps)})
+    made = cells(GRIDS["selectivity"], [base], (0,), only)
+    return [Job(cell=cell, folder=out / cell.folder, device="cpu") for cell in made]
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / run_files.MODEL).read_bytes()
+
+
+def test_finished_cells_are_kept_and_one_that_fails_loses_no_other(tmp_path):
+    first = mambalab(*command(tmp_path / "out", "--only=B", "--seeds=0"))
+    assert (first.status, first.out) == (0, f"{tmp_path / 'out'}: 1 of 1 cells done\n")
+    run_of_b = tmp_path / "out" / TASK / "B" / "seed-0"
+    kept = {path: path.read_bytes() for path in run_of_b.iterdir()}
+    (tmp_path / "out" / TASK / "C" / "seed-0").mkdir(parents=True)
+    (tmp_path / "out" / TASK / "C" / "seed-0" / "thesis.tex").write_text("x")
+    wanted = ("--only=C", "--only=B", "--only=none", "--seeds=0", "--jobs=2")
+    answer = mambalab(*command(tmp_path / "out", *wanted))
+    assert (answer.status, answer.out) == (1, f"{tmp_path / 'out'}: 2 of 3 cells done, 1 failed\n")
+    told = [line for line in answer.err.splitlines() if line.startswith("[")]
+    assert len(told) == 2
+    assert any(f"{TASK} C seed 0: failed: " in line and "holds something, but no run" in line for line in told)
+    assert any(f"{TASK} none seed 0: done after 8 steps; " in line for line in told)
+    assert kept == {path: path.read_bytes() for path in run_of_b.iterdir()}
+    (r, *_) = record.read(run_of_b / run_files.RECORDS)
+    assert (r.experiment, r.seed, r.setting["model"]["selective_B"]) == ("ablation-selectivity", 0, True)
+    assert not r.setting["model"]["selective_delta"]
+
+
+def test_a_killed_ablation_leaves_no_process_behind_and_goes_on(tmp_path, unchecked):
+    out, options = tmp_path / "out", ("--only=none", "--only=B", "--seeds=0", "--jobs=2")
+    many = {"steps": "80"}
+    arguments = [sys.executable, "-m", "mambalab.harness", *map(str, command(out, *options, **many))]
+    with subprocess.Popen(arguments, stderr=subprocess.DEVNULL) as process:
+        folders = [out / TASK / name / "seed-0" for name in ("none", "B")]
+        _wait_for(lambda: any(run_files.checkpoints(folder) for folder in folders))
+        process.send_signal(signal.SIGKILL)
+    _wait_for(lambda: all(_is_free(folder) for folder in folders))
+    assert not all((folder / run_files.RECORDS).is_file() for folder in folders)
+    assert mambalab(*command(out, *options, **many)).status == 0
+    for job in jobs(tmp_path / "once", "none", "B", steps=80):
+        assert work(job).state == "done"
+        assert weights(job.folder) == weights(out / job.cell.folder)
+
+
+def _wait_for(condition) -> None:
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def _is_free(folder: Path) -> bool:
+    try:
+        with run_files.held(folder):
+            return True
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deadly(Job):
+    """Ends the process that reads it."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+def test_a_process_that_dies_is_told_and_replaced(tmp_path):
+    (job, other) = jobs(tmp_path, "none", "B")
+    deadly = Deadly(cell=job.cell, folder=job.folder, device="cpu")
+    first, second = run([deadly, other], 1)
+    assert (first.cell, first.state, first.text) == (job.cell, "failed", "its process ended (status 3)")
+    assert (second.cell, second.state) == (other.cell, "done")
+
+
+def test_nothing_is_begun_when_the_time_is_up(tmp_path):
+    assert mambalab(*command(tmp_path / "out", "--seconds=0")).out.endswith(": 0 of 24 cells done\n")
+    assert files(tmp_path).keys() == {f"out/{TASK}/ablation.json"}
+
+
+def test_a_cell_at_work_when_the_time_is_up_stops_with_a_checkpoint(tmp_path):
+    (job,) = jobs(tmp_path, "none")
+    outcome = work(replace(job, until=time.time()))
+    assert (outcome.state, job.is_done) == ("stopped", False)
+    assert outcome.text.startswith("stopped after 4 steps")
+    assert work(job).state == "done"
+    assert job.is_done
+
+
+def test_what_is_no_mistake_of_the_user_fails_its_cell_only(tmp_path, monkeypatch):
+    (job,) = jobs(tmp_path, "none")
+    monkeypatch.setattr("mambalab.harness.ablate.train", _broken)
+    assert work(job).text == "RuntimeError: the device fell off"
+
+
+def test_a_training_that_diverges_has_a_record_until_it_comes_through(tmp_path):
+    (job,) = jobs(tmp_path, "none")
+    wild = replace(job.cell.recipe, optimiser=Optimiser(learning_rate=1e30))
+    outcome = work(replace(job, cell=replace(job.cell, recipe=wild)))
+    assert (outcome.state, job.is_done) == ("failed", False)
+    assert "the loss of step 2 is nan" in outcome.text
+    (r,) = record.read(job.folder / "diverged" / run_files.RECORDS)
+    assert (r.experiment, r.metric, r.value) == ("ablation-selectivity", "diverged after step", 0)
+    assert "1 of 1 diverged |" in report([tmp_path]).table
+    (other,) = jobs(tmp_path / "other", "none")
+    assert work(other).state == "done"
+    shutil.move(job.folder / "diverged", other.folder / "diverged")
+    assert work(other).state == "done"
+    assert not (other.folder / "diverged").exists()
+
+
+def _broken(*_: object, **__: object) -> None:
+    raise RuntimeError("the device fell off\nand rolled away")
+
+
+def test_another_recipe_in_a_finished_folder_is_not_done(tmp_path):
+    (job,) = jobs(tmp_path, "none")
+    assert work(job).state == "done"
+    other = replace(job, cell=Cell(grid="selectivity", name="none", recipe=replace(job.cell.recipe, batch_size=3)))
+    assert not other.is_done
+    assert "is a run of other settings: recipe.batch_size is 2 there, not 3" in work(other).text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["selectivty"], "unknown ablation 'selectivty'; nearest: selectivity"),
+        (["a-init", "--task=induction"], "unknown task of a-init 'induction'; nearest: induction-heads"),
+        (["a-init", "--only=n-plus-2"], "unknown cell of a-init 'n-plus-2'; nearest: n-plus-1"),
+        (["a-init", "--seeds=0,x"], "--seeds takes integers such as 0,1,2, not '0,x'"),
+        (["a-init", "--seeds=-1"], "seed must be an integer from 0 to 2^63 - 1, not -1"),
+        (["a-init", "--set=model.A_init=random"], "--set model.A_init: in a-init, n-plus-1 decides that itself"),
+        (["recall", "--set=task.pairs=8"], "--set task.pairs: in recall, mamba-4 decides that itself"),
+        (["architecture", "--set=model.dt_rank=2"], "--set model.dt_rank: in architecture, s4 decides that itself"),
+        (["a-init", "--set=task.length=8"], "unknown setting 'task.length'"),
+        (["a-init", "--set=steps=1050"], "steps must be a multiple of log_every, 100, not 1050"),
+        (["a-init", "--set=task.places=2000000000"], "unknown setting 'task.places'"),
+        (["recall", "--set=task.length=2000000000"], "no memory to train on 64 rows of 2,000,000,000 tokens"),
+        (["a-init", "--device=tpu"], "unknown device 'tpu'; known: cpu, cuda, cuda:N"),
+        (["a-init", "--backend=gpu"], "unknown backend 'gpu'"),
+    ],
+)
+def test_ablate_refuses_in_one_line(arguments, says, tmp_path, unchecked):
+    line = refused(mambalab("ablate", *arguments, "--out", tmp_path / "out"))
+    assert says in line
+    assert not files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"batch_size": "3"}, "is an ablation of other settings: base.batch_size is 2 there, not 3"),
+        ({"grid": "a-init"}, "is an ablation of other settings: grid is 'selectivity' there, not 'a-init'"),
+    ],
+)
+def test_a_folder_of_other_settings_is_refused(options, says, tmp_path):
+    assert mambalab(*command(tmp_path / "out", "--seconds=0")).status == 0
+    before = files(tmp_path)
+    assert says in refused(mambalab(*command(tmp_path / "out", **options)))
+    assert files(tmp_path) == before
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path):
+    (tmp_path / TASK).mkdir()
+    (tmp_path / TASK / "thesis.tex").write_text("x")
+    assert "holds something, but no ablation; name another folder" in refused(mambalab(*command(tmp_path)))

@@ -1,0 +1,205 @@
+"""Accuracy by length: tables of records with their bounds, and plots that say what they show, the same to the byte."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from mambalab.reports import extrapolation, figures, record
+from mambalab.reports.binomial import at_least
+from mambalab.reports.record import Record
+from scipy.stats import beta
+
+TRAINING = {"batch_size": 8, "steps": 4000, "optimiser": {"learning_rate": 1e-3, "decay": "constant"}}
+
+
+def one(length: int, right: int = 256, *, model: str = "mamba", seed: int = 0, **setting: Any) -> Record:
+    """The record of a length with so many of 256 right, near distances first."""
+    nearest = length // 2
+    return Record(
+        experiment="extrapolation",
+        model=model,
+        task="induction-heads",
+        metric="sequence accuracy",
+        value=right / 256,
+        n=256,
+        setting={
+            "length": length,
+            "sequences": 256,
+            "chunk": 8192,
+            "trained_length": 256,
+            "chance": 1 / 15,
+            "published": "Mamba",
+            "training": TRAINING,
+            "steps_done": 4000,
+            "seconds": 0.5,
+            "tokens_per_second": 512 * length,
+            "by_distance": [[nearest // 2, min(right, 100), 100], [nearest, max(0, right - 100), 156]],
+            **setting,
+        },
+        seed=seed,
+        provenance={"backend": "cpu"},
+    )
+
+
+def left_out(length: int, why: str = "out of memory", **names: Any) -> Record:
+    asked = one(length, **names)
+    setting = {k: v for k, v in asked.setting.items() if k not in ("seconds", "tokens_per_second", "by_distance")}
+    return Record(
+        **{name: getattr(asked, name) for name in ("experiment", "model", "task", "n", "seed", "provenance")},
+        metric="length left out",
+        value=length,
+        setting=setting | {"why": why},
+    )
+
+
+PERFECT = [one(2**e) for e in range(6, 21)]
+MISSED = [one(256), one(1024, 250), one(2048, 128)]
+ATTENTION = [one(256, model="mha-abs", published="MHA-Abs"), left_out(2**15, model="mha-abs", published="MHA-Abs")]
+
+
+@pytest.mark.parametrize(("right", "of"), [(0, 4), (1, 4), (3, 4), (4, 4), (255, 256), (256, 256), (700, 1000)])
+def test_the_bound_is_the_exact_one(right, of):
+    wanted = beta.ppf(0.05, right, of - right + 1) if right else 0.0
+    assert at_least(right, of) == pytest.approx(wanted, abs=1e-7)
+
+
+@pytest.mark.parametrize(("right", "of"), [(-1, 4), (5, 4)])
+def test_a_count_that_is_none_is_refused(right, of):
+    with pytest.raises(ValueError, match=f"from 0 to {of}, not {right}$"):
+        at_least(right, of)
+
+
+def test_a_length_has_its_count_its_bound_its_speed_and_the_published_number():
+    lines = extrapolation.by_length(MISSED).to_dict("records")
+    assert lines[1] == {
+        "Length": "2^10",
+        "Right": "250 of 256",
+        "Accuracy %": "97.66",
+        "At least %": "95.43",
+        "Tokens/s": "524,288",
+        "Seconds": "0.500",
+        "Published %": "100.0",
+    }
+
+
+def test_a_length_left_out_has_its_reason_and_no_number():
+    lines = extrapolation.by_length([*MISSED, *ATTENTION]).to_dict("records")
+    assert [line["Model"] for line in lines] == ["mamba"] * 3 + ["mha-abs"] * 2
+    last = {name: value for name, value in lines[-1].items() if value != "—"}
+    assert last == {
+        "Model": "mha-abs",
+        "Length": "2^15",
+        "Accuracy %": "out of memory",
+        "Published %": "out of memory",
+    }
+
+
+def test_distances_are_shown_of_lengths_with_errors_and_of_the_longest():
+    frame = extrapolation.by_distance([one(256), one(512, 200), one(1024)])
+    assert list(frame.columns) == ["Distance", "right at 2^9", "right at 2^10"]
+    assert frame.to_dict("records")[1] == {
+        "Distance": "2^8 to 2^9",
+        "right at 2^9": "100 of 156",
+        "right at 2^10": "100 of 100",
+    }
+
+
+def test_the_report_says_how_the_model_was_trained():
+    text = extrapolation.report(PERFECT)
+    assert "| 2^20     | 256 of 256 |       100.00 |        98.84 |" in text
+    assert "mamba, seed 0: trained at length 2^8 for 4,000 steps of 8 rows, learning rate 0.001 (constant)." in text
+
+
+def test_other_records_make_no_table():
+    other = Record(
+        experiment="x", model="m", task="t", metric="acc", value=1, n=1, setting={}, provenance={"backend": "cpu"}
+    )
+    with pytest.raises(ValueError, match="no records of accuracy by length"):
+        extrapolation.by_length([other])
+
+
+def curves(figure: Any) -> dict[str, Any]:
+    """The labelled lines of a figure."""
+    (axes,) = figure.axes
+    return {line.get_label(): line for line in axes.get_lines() if not line.get_label().startswith("_")}
+
+
+def test_the_plot_over_length_shows_what_was_measured_and_what_was_published():
+    figure = figures.accuracy_by_length([*MISSED, *ATTENTION])
+    (axes,) = figure.axes
+    lines = curves(figure)
+    assert list(lines) == [
+        "mamba, seed 0",
+        "mha-abs, seed 0",
+        "published",
+        "out of memory",
+        "chance, 6.7%",
+        "trained at $2^{8}$",
+    ]
+    assert lines["mamba, seed 0"].get_xydata().tolist() == [[256, 100], [1024, 250 / 2.56], [2048, 50]]
+    assert lines["mha-abs, seed 0"].get_xydata().tolist() == [[256, 100]]
+    published: Any = [line for line in axes.get_lines() if line.get_linestyle() == "--"]
+    dashed = [line.get_xydata().tolist() for line in published if len(line.get_xydata())]
+    assert [len(points) for points in dashed] == [15, 9]
+    assert dashed[1][3] == [512, 58.6]
+    assert axes.get_xscale() == "log"
+    assert [text.get_text() for text in axes.get_xticklabels()] == [f"$2^{{{e}}}$" for e in range(8, 16)]
+    assert axes.get_title() == "induction-heads: 256 sequences of each length"
+
+
+def test_the_plot_over_distance_adds_up_all_lengths():
+    line = curves(figures.accuracy_by_distance([one(256), one(512, 200)]))["mamba, seed 0"]
+    assert line.get_xydata().tolist() == [[64, 100], [128, 100 * (156 + 100) / (156 + 100)], [256, 100 * 100 / 156]]
+
+
+def test_the_loss_is_drawn_against_the_step():
+    log = [{"step": 100, "loss": 2.7}, {"step": 200, "loss": 0.1}]
+    figure = figures.loss_by_step({"seed-0": log, "seed-1": log[:1]})
+    lines = curves(figure)
+    assert lines["seed-0"].get_xydata().tolist() == [[100, 2.7], [200, 0.1]]
+    assert lines["seed-1"].get_xydata().tolist() == [[100, 2.7]]
+    assert figure.axes[0].get_yscale() == "log"
+
+
+def written(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def test_plots_have_the_same_bytes_in_another_process_with_other_settings(tmp_path):
+    records, here, there = tmp_path / "records.jsonl", tmp_path / "here", tmp_path / "there"
+    record.write(records, [*MISSED, *ATTENTION])
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 100, "loss": 2.5}\n{"step": 200, "loss": 0.5}\n')
+    figures.main([str(here), str(records), str(log)])
+    (tmp_path / "matplotlibrc").write_text("lines.linewidth: 9\nfont.size: 20\nsvg.fonttype: none\n")
+    command = [sys.executable, "-m", "mambalab.reports.figures", there, records, log]
+    paths = [str(Path(path).resolve()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    changed = {"PYTHONHASHSEED": "7", "MATPLOTLIBRC": str(tmp_path), "PYTHONPATH": os.pathsep.join(paths)}
+    subprocess.run(command, env=os.environ | changed, cwd=tmp_path, check=True)
+    assert written(here) == written(there)
+    kinds = ("accuracy-by-distance", "accuracy-by-length", "loss-by-step")
+    assert list(written(here)) == [f"{kind}.{suffix}" for kind in kinds for suffix in ("png", "svg")]
+
+
+def test_plots_are_whole_files_of_their_kind(tmp_path):
+    png, svg = figures.write(figures.accuracy_by_length(PERFECT), tmp_path / "new" / "plot.v1")
+    assert [path.name for path in (png, svg)] == ["plot.v1.png", "plot.v1.svg"]
+    assert png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert png.read_bytes()[-8:-4] == b"IEND"
+    assert ElementTree.fromstring(svg.read_bytes()).tag == "{http://www.w3.org/2000/svg}svg"
+    assert b"date" not in svg.read_bytes().lower().replace(b"dcupdate", b"")
+
+
+def test_lines_that_lie_on_each_other_differ_in_colour_mark_and_width():
+    lines = curves(figures.accuracy_by_length([one(2**e, seed=seed) for seed in range(3) for e in (8, 9)]))
+    seeds = [lines[f"mamba, seed {seed}"] for seed in range(3)]
+    for look in ("get_color", "get_marker", "get_linewidth", "get_markersize"):
+        assert len({getattr(line, look)() for line in seeds}) == 3
+    assert seeds[0].get_markersize() > seeds[1].get_markersize() > seeds[2].get_markersize()

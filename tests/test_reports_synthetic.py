@@ -1,0 +1,202 @@
+"""Tables 1 and 2 follow from records: every row of the paper's, ours beside or above it, and what was not run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from mambalab.models.synthetic import SYNTHETIC
+from mambalab.reports import published, record, synthetic
+from mambalab.reports.record import Record
+from mambalab.reports.tables import report
+from mambalab.reports.trained import how, trained
+from mambalab.tasks.recipes import Optimiser, Recipe, recipe, to_json, with_model
+from reports_cases import narrow, some_record
+
+
+def training(recipe: Recipe, model: str, **values: float) -> list[Record]:
+    """What a training of the recipe might have measured."""
+    made = {"sequence_accuracy": 0.5, "training_seconds": 600.0, "steps_per_second": 250.0, "parameters": 67520}
+    return [
+        some_record(
+            experiment="training",
+            model=model,
+            task=recipe.task.name,
+            metric=metric.replace("_", " "),
+            value=value,
+            stderr=None,
+            n=256,
+            setting=to_json(recipe) | {"steps_done": recipe.steps},
+            seed=recipe.seed,
+        )
+        for metric, value in (made | values).items()
+    ]
+
+
+def reading(model: str, cells: Mapping[int, float | str], seed: int = 0, **changes: Any) -> list[Record]:
+    """What a model might have got right at each length, or why nothing was measured there."""
+    row = SYNTHETIC[model].row["model"] if SYNTHETIC[model].table == "table2" else None
+    shared: dict[str, Any] = {
+        "chunk": 64,
+        "chance": 1 / 15,
+        "weights": f"{model} {seed}",
+        "trained_length": 256,
+        "published": row,
+        "training": to_json(with_model(recipe("induction-heads"), model)),
+        "steps_done": 2500,
+        "rows": 256,
+        "seconds": 1.0,
+        "tokens_per_second": 1000,
+        "by_distance": [],
+    }
+    return [
+        some_record(
+            experiment="extrapolation",
+            model=model,
+            task="induction-heads",
+            metric="length left out" if isinstance(cell, str) else "sequence accuracy",
+            value=float(length) if isinstance(cell, str) else cell,
+            stderr=None,
+            n=256,
+            setting=shared | {"length": length} | ({"why": cell} if isinstance(cell, str) else {}) | changes,
+            seed=seed,
+        )
+        for length, cell in cells.items()
+    ]
+
+
+def table(tmp_path, records: list[Record]) -> str:
+    record.write(tmp_path / "records.jsonl", records)
+    return narrow(report([tmp_path]).table)
+
+
+COPYING = replace(recipe("selective-copying"), steps=50_000)
+
+
+def test_table_1_has_every_row_with_each_of_our_trainings(tmp_path):
+    longer = replace(COPYING, steps=400_000, seed=1)
+    records = [
+        *training(longer, "mamba-s6", token_accuracy=0.999, sequence_accuracy=0.97, steps_to_solved=350_000.0),
+        *training(COPYING, "mamba-s6", token_accuracy=0.75),
+        *training(with_model(COPYING, "h3-hyena"), "h3-hyena", token_accuracy=0.25),
+    ]
+    assert table(tmp_path, records) == TABLE1
+
+
+TABLE1 = """\
+| Model | Architecture | Layer | Answers right % | Sequences right % | Published % | Seed | Steps | Steps to solved \
+| Minutes | Steps/s | Parameters |
+|:-|:-|:-|-:|-:|-:|-:|-:|-:|-:|-:|-:|
+| S4 | No gate | S4 | not run | — | 18.3 | — | — | — | — | — | — |
+| - | No gate | S6 | not run | — | 97.0 | — | — | — | — | — | — |
+| H3 | H3 | S4 | not run | — | 57.0 | — | — | — | — | — | — |
+| Hyena | H3 | Hyena | 25.00 | 50.00 | 30.1 | 0 | 50,000 | — | 10.0 | 250 | 67,520 |
+| - | H3 | S6 | not run | — | 99.7 | — | — | — | — | — | — |
+| - | Mamba | S4 | not run | — | 56.4 | — | — | — | — | — | — |
+| - | Mamba | Hyena | not run | — | 28.4 | — | — | — | — | — | — |
+| Mamba | Mamba | S6 | 75.00 | 50.00 | 99.8 | 0 | 50,000 | — | 10.0 | 250 | 67,520 |
+| Mamba | Mamba | S6 | 99.90 | 97.00 | 99.8 | 1 | 400,000 | 350,000 | 10.0 | 250 | 67,520 |
+
+- Selective copying of 16 tokens among 4,112 places, 16 markers after them: the share of answers that are right, and \
+of sequences with no answer wrong, on 256 sequences.
+- Published: Mamba paper, arXiv:2312.00752v2, Table 1, after 400,000 steps; it does not say whether of answers or of \
+sequences.
+- Trained in batches of 64, Adam at 0.0001, constant.
+"""
+
+
+def test_our_names_of_the_rows_of_table_1_are_the_models():
+    rows = [row for row in SYNTHETIC.values() if row.table == "table1"]
+    runs = trained([r for row in rows for r in training(with_model(COPYING, row.name), row.name, token_accuracy=1.0)])
+    assert all(map(synthetic.is_table1, runs))
+    made = synthetic.table1(runs)
+    assert list(made["Answers right %"]) == ["100.00"] * len(published.rows("table1.csv"))
+    assert [(arch, layer) for arch, layer in zip(made["Architecture"], made["Layer"], strict=True)] == [
+        (row.row["arch"], row.row["layer"]) for row in rows
+    ]
+
+
+def test_what_is_no_row_of_table_1_stands_in_a_table_of_trainings(tmp_path):
+    quick = recipe("selective-copying-quick")
+    heads = replace(recipe("induction-heads"), steps=1024)
+    told = {"token_accuracy": 1.0, "sequence_accuracy": 1.0, "steps_to_solved": 900.0, "seconds_to_solved": 12.5}
+    records = [*training(quick, "mamba-s6", token_accuracy=0.5), *training(heads, "mamba", **told)]
+    assert table(tmp_path, records).split("\n\n")[0] == TRAININGS
+
+
+TRAININGS = """\
+| Model | Task | Length | Seed | Steps | Answers right % | Sequences right % | Steps to solved | Seconds to solved \
+| Steps/s | Minutes | Parameters |
+|:-|:-|-:|-:|-:|-:|-:|-:|-:|-:|-:|-:|
+| mamba | induction-heads | 256 | 0 | 1,024 | 100.00 | 100.00 | 900 | 12.5 | 250 | 10.0 | 67,520 |
+| mamba-s6 | selective-copying | 256 | 0 | 8,500 | 50.00 | 50.00 | — | — | 250 | 10.0 | 67,520 |"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, "batches of 64, Adam at 0.0001, constant"),
+        ({"batch_size": 8, "optimiser": Optimiser(weight_decay=0.1)}, "batches of 8, AdamW at 0.001, constant"),
+        (
+            {"optimiser": Optimiser(decay="linear", decay_steps=1000, warmup=20, clip=1.0)},
+            "batches of 64, Adam at 0.001, linear decay over the last 1,000 steps after 20 steps of warm-up, "
+            "gradients clipped to 1",
+        ),
+        (
+            {"curriculum": ((1000, 20), (500, 64))},
+            "batches of 64, Adam at 0.0001, constant, first 1,000 steps at length 20 and 500 steps at length 64",
+        ),
+    ],
+)
+def test_a_note_says_how_it_was_trained(changes, says):
+    assert how(to_json(replace(COPYING, **changes))) == says
+
+
+def test_table_2_has_ours_over_the_papers_line(tmp_path):
+    records = [
+        *reading("mamba", {64: 1.0, 128: 255 / 256, 2**21: 0.5}, seed=1),
+        *reading("mamba", {64: 1.0}),
+        *reading("mha-abs", {64: 0.5, 128: "out of memory", 2**21: "not possible: too long"}),
+        *reading("mamba-s6", {128: 0.25}),
+    ]
+    lines = table(tmp_path, records).splitlines()
+    assert lines[0] == "| Model | Measured | Steps | " + " | ".join(f"2^{i}" for i in range(6, 22)) + " |"
+    unmeasured = " | ".join(["not run"] * 13)
+    none = "not run"
+    assert lines[2:5] == [
+        f"| MHA-Abs | seed 0 | 2,500 | 50.0 | oom | {unmeasured} | not possible |",
+        "| MHA-Abs | paper | | 100.0 | 99.6 | 100.0 | 58.6 | 26.6 | 18.8 | 9.8 | 10.9 | 7.8 " + "| oom " * 6 + "| |",
+        "| MHA-RoPE | not run |" + " |" * 17,
+    ]
+    mamba = lines.index(next(line for line in lines if line.startswith("| Mamba ")))
+    assert lines[mamba : mamba + 4] == [
+        f"| Mamba | seed 0 | 2,500 | 100.0 | {none} | {unmeasured} | {none} |",
+        f"| Mamba | seed 1 | 2,500 | 100.0 | 99.6 | {unmeasured} | 50.0 |",
+        "| Mamba | paper | " + "| 100.0 " * 15 + "| |",
+        f"| mamba-s6 | seed 0 | 2,500 | {none} | 25.0 | {unmeasured} | {none} |",
+    ]
+    assert lines[-2:] == [
+        "- Induction heads: % of sequences whose last token is right, on 256 sequences a length.",
+        "- Paper: arXiv:2312.00752v2, Table 11 (the numbers of Table 2), trained at length 256. oom: out of memory.",
+    ]
+
+
+def test_a_length_measured_after_all_is_no_longer_left_out():
+    (one,) = synthetic.reaches([*reading("mamba", {64: "out of memory"}), *reading("mamba", {64: 0.75})])
+    assert one.cells == {64: 0.75}
+
+
+def test_two_records_of_a_length_are_said():
+    with pytest.raises(ValueError, match=r"^two records of mamba, seed 0, at one length$"):
+        synthetic.reaches(reading("mamba", {64: 1.0}) * 2)
+
+
+def test_every_number_is_in_the_csv(tmp_path):
+    record.write(
+        tmp_path / "records.jsonl", [*reading("mamba", {64: 0.1}), *training(COPYING, "s4", token_accuracy=0.3)]
+    )
+    lines = report([tmp_path]).csv.splitlines()
+    assert any(line.startswith("mamba,0,2500,64,256,0.1") for line in lines)
+    assert any("token accuracy,0.3" in line for line in lines)
