@@ -186,5 +186,5 @@ def test_a_recipe_written_before_a_setting_was_there_has_its_default():
     del content["matmul"]
     assert from_json(content) == recipe("induction-heads")
     del content["steps"]
-    with pytest.raises(ValueError, match="not a recipe: .*steps"):
+    with pytest.raises(ValueError, match=r"not a recipe: .*steps"):
         from_json(content)
