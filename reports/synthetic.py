@@ -19,14 +19,15 @@ NOT_RUN = "not run"
 TABLE1, TABLE2 = "table1.csv", "table2_long.csv"
 # Selective copying as the paper has it (appendix E.1), which does not say whether the 4096 count the data tokens.
 PAPER_TASK = {"copies": 16, "vocab_size": 16, "variable": True}
+PAPER_MODEL = {"n_layer": 2, "d_model": 64}
 PAPER_PLACES = (4096, 4096 + 16)
 
 
 def is_table1(run: Trained) -> bool:
     """Whether a training is of a row of table 1, at the paper's size."""
-    task = run.setting["task"]
+    task, model = run.setting["task"], run.setting["model"]
     is_papers = task.get("places") in PAPER_PLACES and PAPER_TASK.items() <= task.items()
-    return is_papers and run.model in map(_name, published.rows(TABLE1))
+    return is_papers and PAPER_MODEL.items() <= model.items() and run.model in map(_name, published.rows(TABLE1))
 
 
 def _name(row: Mapping[str, str]) -> str:

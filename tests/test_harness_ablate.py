@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
 from command import files, mambalab, refused
 from mambalab.harness.ablate import Job, run, work
 from mambalab.harness.assignments import assigned
@@ -33,18 +34,29 @@ TINY = {
     "model.n_layer": "1",
 }
 TASK = "induction-heads"
+# The definition, which a new process need not test first.
+DEVICE = ("--device=cpu", "--backend=reference")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick():
+    """Tiny steps, in which waiting for a second thread would take most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def command(out: Path, *options: object, grid: str = "selectivity", **changes: str) -> list[object]:
     pairs = TINY | {key.replace("__", "."): value for key, value in changes.items()}
     settings = [f"--set={key}={value}" for key, value in pairs.items()]
-    return ["ablate", grid, f"--task={TASK}", *settings, "--device=cpu", "--out", out, *options]
+    return ["ablate", grid, f"--task={TASK}", *settings, *DEVICE, "--out", out, *options]
 
 
 def jobs(out: Path, *only: str, steps: int = 8) -> list[Job]:
     base = assigned(BASES[TASK], TINY | {"steps": str(steps)})
     made = cells(GRIDS["selectivity"], [base], (0,), only)
-    return [Job(cell=cell, folder=out / cell.folder, device="cpu") for cell in made]
+    return [Job(cell=cell, folder=out / cell.folder, device="cpu", backend="reference") for cell in made]
 
 
 def weights(folder: Path) -> bytes:
@@ -72,7 +84,7 @@ def test_finished_cells_are_kept_and_one_that_fails_loses_no_other(tmp_path):
 
 
 def test_a_killed_ablation_leaves_no_process_behind_and_goes_on(tmp_path, unchecked):
-    out, options = tmp_path / "out", ("--only=none", "--only=B", "--seeds=0", "--jobs=2")
+    out, options = tmp_path / "out", ("--only=none", "--only=B", "--seeds=0")
     many = {"steps": "80"}
     arguments = [sys.executable, "-m", "mambalab.harness", *map(str, command(out, *options, **many))]
     with subprocess.Popen(arguments, stderr=subprocess.DEVNULL) as process:
