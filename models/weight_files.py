@@ -68,9 +68,13 @@ def atomic(path: Path):
     """A name beside `path` to write to; what is there is renamed to `path` on leaving, or removed on an error."""
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
+        # A writer may make its file for the owner alone; it is to have the mode of any other.
+        part.touch()
+        mode = part.stat().st_mode
         yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())
+        part.chmod(mode)
         part.replace(path)
     except (OSError, SafetensorError, RuntimeError) as error:
         # Three ways to hear that the disk is full, none of which says where.

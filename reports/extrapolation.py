@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 from . import markdown, published
@@ -72,7 +73,11 @@ def by_distance(records: Sequence[Record]) -> pd.DataFrame:
     longest = max((r.setting["length"] for r in found), default=0)
     shown = [r for r in found if r.value < 1 or r.setting["length"] == longest]
     is_one = len({(r.model, r.seed) for r in shown}) == 1
-    columns = {_heading(r, is_one): {low: (right, of) for low, right, of in r.setting["by_distance"]} for r in shown}
+    columns: dict[str, dict[int, tuple[int, int]]] = {}
+    for r in shown:
+        columns[_unused(_heading(r, is_one), columns)] = {
+            low: (right, of) for low, right, of in r.setting["by_distance"]
+        }
     lows = sorted({low for counts in columns.values() for low in counts})
     lines = [
         {"Distance": f"{power(low)} to {power(2 * low)}"}
@@ -132,6 +137,12 @@ def _published(r: Record) -> str:
         return markdown.BLANK
     value = row[r.setting["length"]]
     return "out of memory" if value is None else markdown.fixed(value, 1)
+
+
+def _unused(name: str, taken: Container[str]) -> str:
+    """The name, numbered where it is taken: trainings of one model and seed may differ in anything else."""
+    numbered = (f"{name} ({i})" for i in count(2))
+    return next(n for n in chain([name], numbered) if n not in taken)
 
 
 def _heading(r: Record, is_one: bool) -> str:

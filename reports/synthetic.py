@@ -81,6 +81,7 @@ class Reach:
 
     model: str
     published: str | None
+    variant: str
     seed: int | None
     steps: int
     sequences: Mapping[int, int]
@@ -112,6 +113,7 @@ def _reach(group: Sequence[Record]) -> Reach:
     return Reach(
         model=first.model,
         published=first.setting.get("published"),
+        variant=", early trigger" if first.setting["training"].get("task", {}).get("trigger") == "early" else "",
         seed=first.seed,
         steps=first.setting["steps_done"],
         sequences={r.setting["length"]: r.n for r in measured},
@@ -147,7 +149,7 @@ def _printed(percent: float | None) -> str:
 
 def _table2_line(one: Reach, lengths: Sequence[int]) -> dict[str, str]:
     cells = [_accuracy(one.cells.get(length)) for length in lengths]
-    return _line(one.published or one.model, f"seed {one.seed}", markdown.count(one.steps), cells, lengths)
+    return _line(one.published or one.model, f"seed {one.seed}{one.variant}", markdown.count(one.steps), cells, lengths)
 
 
 def _line(model: str, who: str, steps: str, cells: Sequence[str], lengths: Sequence[int]) -> dict[str, str]:

@@ -94,6 +94,7 @@ def training_table(runs: Iterable[Trained]) -> pd.DataFrame:
             "Task": run.task,
             "Length": markdown.count(length(run.setting)),
             "Seed": str(run.seed),
+            "Batch": markdown.count(run.asked("batch_size")),
             "Steps": markdown.count(run.steps),
             "Answers right %": run.percent(TOKENS),
             "Sequences right %": run.percent(SEQUENCES),
@@ -120,10 +121,21 @@ def how(setting: Mapping[str, Any]) -> str:
     parts = [
         f"batches of {setting['batch_size']}",
         f"{kind} at {optimiser['learning_rate']:g}, {_schedule(optimiser)}",
+        *_unusual(setting),
         *([f"gradients clipped to {optimiser['clip']:g}"] if optimiser["clip"] else []),
         *([f"first {stages}"] if (stages := _curriculum(setting["curriculum"])) else []),
     ]
     return ", ".join(parts)
+
+
+USUAL = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
+
+
+def _unusual(setting: Mapping[str, Any]) -> list[str]:
+    """What few trainings set, where this one did."""
+    optimiser = setting["optimiser"]
+    parts = [f"{name} {optimiser[name]:g}" for name, value in USUAL.items() if optimiser.get(name, value) != value]
+    return [*parts, *(["matrix products in TF32"] if setting.get("matmul") == "tf32" else [])]
 
 
 def _schedule(optimiser: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
@@ -83,7 +83,7 @@ def extrapolate(
     name = backends.pick(place, backend, recipe.model.is_complex).name
     run = _Run(Path(folder), recipe, model, place, name, chunk)
     with run_files.held(Path(out)), torch.cuda.device(place) if place.type == "cuda" else nullcontext():
-        file = _File(Path(out) / run_files.RECORDS)
+        file = _File(Path(out) / run_files.RECORDS, again=plan.keys())
         asked = {length: run.asked(task, length, plan[length]) for length, task in tasks.items()}
         file.check(asked)
         if todo := [length for length in plan if length not in file.done]:
@@ -173,9 +173,11 @@ class _Run:
 def published_row(recipe: Recipe) -> str | None:
     """The row of Table 2 beside which a run stands: a model of its kind, width and depth, trained at its length.
 
-    State size, Δ and initialisation may differ: what was trained stands in the record.
+    State size, Δ, initialisation and where the trigger stands (which the paper does not state) may differ: what was
+    trained stands in the record.
     """
-    if not isinstance(recipe.task, InductionHeads) or recipe.task.length != InductionHeads().length:
+    task = recipe.task
+    if not isinstance(task, InductionHeads) or replace(task, trigger="uniform") != InductionHeads():
         return None
     rows = (row for row in SYNTHETIC.values() if row.table == "table2")
     return next((row.row["model"] for row in rows if _kind(row.config) == _kind(recipe.model)), None)
@@ -191,23 +193,29 @@ def _fraction(right: int, of: int) -> dict[str, Any]:
     return {"value": value, "n": of, "stderr": (value * (1 - value) / of) ** 0.5}
 
 
+_OPENING = b'{"experiment"'
+
+
 class _File:
     """The records measured so far, of which a killed process leaves whole lengths."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, again: Container[int]) -> None:
+        """Of the lengths in `again`, those that were left out are forgotten."""
         self.path = path
         run_files.remove_unfinished(path.parent)
         content = path.read_bytes() if path.is_file() else b""
         there = list(self._parsed(content))
         self.done = {r.setting["length"] for r in there if r.metric == WHOLE}
-        self.records = [r for r in there if r.setting["length"] in self.done]
+        self.records = [r for r in there if (length := r.setting["length"]) in self.done or length not in again]
         if (whole := record.to_lines(self.records).encode()) != content:
             with weight_files.atomic(path) as part:
                 part.write_bytes(whole)
 
     def _parsed(self, content: bytes) -> Iterator[Record]:
-        # What follows the last end of a line was cut short.
-        *lines, _ = content.split(b"\n")
+        # What follows the last end of a line was cut short, if it is of a record at all.
+        *lines, last = content.split(b"\n")
+        if last and not (last.startswith(_OPENING) or _OPENING.startswith(last)):
+            raise ValueError(f"{self.path}: its end is not of a record")
         for number, line in enumerate(lines, start=1):
             try:
                 found = record.from_json(json.loads(line))

@@ -49,6 +49,8 @@ class Optimiser:
         check_counts(self, warmup=0)
         if self.decay_steps is not None:
             check_counts(self, decay_steps=1)
+        if self.clip == 0:
+            raise ValueError("clip must be above 0, which would let nothing be learnt, or none")
         if self.decay not in DECAYS:
             raise ValueError(f"decay must be one of {', '.join(DECAYS)}, not {self.decay!r}")
         for name, low, high in (

@@ -84,7 +84,15 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def read_pieces(folder: Path) -> list[dict[str, Any]]:
     """The processes of which something is kept, as `write_pieces` wrote them."""
     path = folder / PIECES
-    return json.loads(path.read_text("utf-8")) if path.is_file() else []
+    if not path.is_file():
+        return []
+    try:
+        pieces = json.loads(path.read_text("utf-8"))
+        if not all(isinstance(piece["after_step"], int) for piece in pieces):
+            raise TypeError
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path}: not what a run writes there; without it the run goes on") from None
+    return pieces
 
 
 def write_pieces(folder: Path, pieces: list[dict[str, Any]]) -> None:
@@ -109,20 +117,30 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of the log. One that a kill cut short ends it."""
+    """The lines of the log. One that a kill cut short, or that no run wrote, ends it."""
     lines: list[dict[str, Any]] = []
     path = folder / LOG
-    for text in path.read_text("utf-8").splitlines() if path.is_file() else ():
+    for text in path.read_bytes().splitlines() if path.is_file() else ():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
             break
+        if not isinstance(line, dict) or not {"step", "loss", "steps_per_second", "seconds"} <= line.keys():
+            break
+        lines.append(line)
     return lines
 
 
 def rewind_log(folder: Path, step: int) -> list[dict[str, Any]]:
-    """Cut the log to what was true after `step` steps, and return that."""
+    """Cut the log to what was true after `step` steps, and return that.
+
+    ValueError, and nothing is cut, where it does not lead up to that step.
+    """
     lines = [line for line in read_log(folder) if line["step"] <= step]
+    if (lines[-1]["step"] if lines else 0) != step:
+        raise ValueError(
+            f"{folder / LOG} does not reach step {step}, of the last whole checkpoint: mend it, or name another folder"
+        )
     _write(folder / LOG, "".join(map(_line, lines)))
     return lines
 

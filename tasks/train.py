@@ -86,7 +86,8 @@ def _finished(log: list[dict[str, Any]], recipe: Recipe) -> Result:
     """How a run stands whose records are there, its log perhaps not."""
     if not log:
         return Result(step=recipe.steps, done=True, accuracy=None)
-    return Result(step=log[-1]["step"], done=True, accuracy=Accuracy(**log[-1]["measured"]))
+    measured = log[-1].get("measured")
+    return Result(step=log[-1]["step"], done=True, accuracy=Accuracy(**measured) if measured else None)
 
 
 class _Run:
@@ -100,8 +101,6 @@ class _Run:
         self.trainee = Trainee(recipe, build(recipe.model, seed=recipe.seed, backend=backend), device)
         self.step = self._resume()
         self.log = run_files.rewind_log(folder, self.step)
-        if (self.log[-1]["step"] if self.log else 0) != self.step:
-            raise ValueError(f"{folder / run_files.LOG} does not reach step {self.step}, of the last whole checkpoint")
         self.said = 0.0
         # As if one process had done all that is kept, without a pause.
         self.started = started - (self.log[-1]["seconds"] if self.log else 0.0)

@@ -203,3 +203,12 @@ def test_lines_that_lie_on_each_other_differ_in_colour_mark_and_width():
     for look in ("get_color", "get_marker", "get_linewidth", "get_markersize"):
         assert len({getattr(line, look)() for line in seeds}) == 3
     assert seeds[0].get_markersize() > seeds[1].get_markersize() > seeds[2].get_markersize()
+
+
+def test_trainings_of_one_name_and_seed_have_a_column_each():
+    table = extrapolation.by_distance([one(1024, 200, weights="a"), one(1024, 100, weights="b"), one(1024, seed=1)])
+    assert list(table.columns)[1:] == [
+        "mamba, seed 0, at 2^10",
+        "mamba, seed 0, at 2^10 (2)",
+        "mamba, seed 1, at 2^10",
+    ]

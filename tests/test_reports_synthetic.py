@@ -127,11 +127,11 @@ def test_what_is_no_row_of_table_1_stands_in_a_table_of_trainings(tmp_path):
 
 
 TRAININGS = """\
-| Model | Task | Length | Seed | Steps | Answers right % | Sequences right % | Steps to solved | Seconds to solved \
-| Steps/s | Minutes | Parameters |
-|:-|:-|-:|-:|-:|-:|-:|-:|-:|-:|-:|-:|
-| mamba | induction-heads | 256 | 0 | 1,024 | 100.00 | 100.00 | 900 | 12.5 | 250 | 10.0 | 67,520 |
-| mamba-s6 | selective-copying | 256 | 0 | 8,500 | 50.00 | 50.00 | — | — | 250 | 10.0 | 67,520 |"""
+| Model | Task | Length | Seed | Batch | Steps | Answers right % | Sequences right % | Steps to solved \
+| Seconds to solved | Steps/s | Minutes | Parameters |
+|:-|:-|-:|-:|-:|-:|-:|-:|-:|-:|-:|-:|-:|
+| mamba | induction-heads | 256 | 0 | 8 | 1,024 | 100.00 | 100.00 | 900 | 12.5 | 250 | 10.0 | 67,520 |
+| mamba-s6 | selective-copying | 256 | 0 | 16 | 8,500 | 50.00 | 50.00 | — | — | 250 | 10.0 | 67,520 |"""
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,7 @@ def test_an_equal_call_measures_nothing_and_a_longer_one_the_rest(run, tmp_path)
         (InductionHeads(), synthetic("mha-xpos").config, "MHA-xPos"),
         (InductionHeads(), synthetic("h3").config, "H3"),
         (InductionHeads(), replace(synthetic("mamba").config, d_model=32), None),
+        (InductionHeads(vocab_size=8), synthetic("mamba").config, None),
         (InductionHeads(), replace(synthetic("h3").config, n_layer=3), None),
         (InductionHeads(length=16), synthetic("mamba").config, None),
         (SelectiveCopying(), synthetic("mamba").config, None),
@@ -181,3 +182,22 @@ def test_lengths_double(low, high, wanted):
 def test_lengths_that_do_not_rise_are_refused(low, high):
     with pytest.raises(ValueError, match=f"the least is {low}, the most {high}$"):
         doublings(low, high)
+
+
+def test_a_file_that_ends_in_something_else_is_left_alone(run, tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_text("my notes")
+    with pytest.raises(ValueError, match="its end is not of a record"):
+        extrapolate(run, tmp_path, PLAN)
+    assert path.read_text() == "my notes"
+
+
+def test_lengths_left_out_before_stay_until_they_are_asked_for_again(run, tmp_path):
+    extrapolate(run, tmp_path, {8: 4})
+    path = tmp_path / "records.jsonl"
+    (measured,) = record.read(path)
+    setting = {**measured.setting, "length": 2**30, "why": "out of memory"}
+    left_out = replace(measured, metric="length left out", value=2**30, n=1, stderr=None, setting=setting)
+    record.write(path, [measured, left_out])
+    extrapolate(run, tmp_path, {16: 4})
+    assert [r.setting["length"] for r in record.read(path)] == [8, 2**30, 16]

@@ -131,6 +131,7 @@ def test_an_impossible_recipe_is_one_line(changes, says, unchecked):
     ("changes", "says"),
     [
         ({"learning_rate": -1.0}, "learning_rate must be a number from 0"),
+        ({"clip": 0.0}, "clip must be above 0"),
         ({"beta1": 1.0}, "beta1 must be a number from 0 to below 1, not 1.0"),
         ({"decay": "sudden"}, "decay must be one of constant, linear, cosine, not 'sudden'"),
         ({"learning_rate": "fast"}, "learning_rate must be a number"),

@@ -405,3 +405,35 @@ def test_a_run_in_pieces_on_the_gpu_ends_with_the_same_weights(tmp_path):
     while not train(TINY, tmp_path / "pieces", device="cuda", seconds=0.2).done:
         pass
     assert outcome(tmp_path / "pieces") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("log.jsonl", b"5\n", "log.jsonl does not reach step 80, of the last whole checkpoint"),
+        ("log.jsonl", b'{"step": 80}\n', "log.jsonl does not reach step 80"),
+        ("log.jsonl", b"\xff\xfe", "log.jsonl does not reach step 80"),
+        ("pieces.json", b'[{"x": 1}]', "pieces.json: not what a run writes there"),
+        ("pieces.json", b'[{"after_st', "pieces.json: not what a run writes there"),
+    ],
+)
+def test_a_damaged_file_is_named_and_left_as_it_is(halfway, name, text, says):
+    (halfway / name).write_bytes(text)
+    with pytest.raises(ValueError, match=says):
+        run(halfway)
+    assert (halfway / name).read_bytes() == text
+
+
+def test_a_run_that_is_done_is_told_so_though_its_log_has_lost_its_end(whole, tmp_path):
+    done = tmp_path / "done"
+    shutil.copytree(whole, done)
+    lines = (done / "log.jsonl").read_text().splitlines(keepends=True)
+    unmeasured = [line for line in lines if "measured" not in line]
+    (done / "log.jsonl").write_text("".join(unmeasured))
+    result = run(done)
+    assert (result.done, result.accuracy) == (True, None)
+
+
+def test_weights_have_the_mode_of_other_files(whole):
+    modes = {path.stat().st_mode for path in whole.iterdir()}
+    assert len(modes) == 1
