@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from .options import TEXT
+from .options import SECONDS, TEXT
 
 
 @click.command()
@@ -19,7 +19,7 @@ from .options import TEXT
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting of all cells.")
 @click.option("--device", default=None, help="cpu, cuda or cuda:N; default: cuda where there is one.")
 @click.option("--backend", help="A backend of the scan by name (see doctor); never falls back.")
-@click.option("--seconds", type=float, help="Stop, with checkpoints, after so long; the same command goes on.")
+@click.option("--seconds", type=SECONDS, help="Stop, with checkpoints, after so long; the same command goes on.")
 @click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Cells trained at once.")
 @click.option("--out", type=TEXT, metavar="DIR", help="Its folder; default: runs/ablate-GRID.")
 def ablate(

@@ -21,7 +21,22 @@ class _Text(click.ParamType):
         return value
 
 
-TEXT = _Text()
+class _Seconds(click.FloatRange):
+    """A time of 0 or more; nan, which is neither more nor less, is none."""
+
+    name = "seconds"
+
+    def __init__(self) -> None:
+        super().__init__(min=0)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = super().convert(value, param, ctx)
+        if found != found:
+            self.fail(f"{value} is no time", param, ctx)
+        return found
+
+
+TEXT, SECONDS = _Text(), _Seconds()
 
 
 def eval_options(command: Any) -> Any:

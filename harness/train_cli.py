@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .invocation import command_line
-from .options import TEXT
+from .options import SECONDS, TEXT
 
 
 @click.command()
@@ -22,7 +22,7 @@ from .options import TEXT
 @click.option("--seed", type=click.IntRange(0, 2**62 - 1), help="Of weights and data; default: 0.")
 @click.option("--device", default=None, help="cpu, cuda or cuda:N; default: cuda where there is one.")
 @click.option("--backend", help="A backend of the scan by name (see doctor); never falls back.")
-@click.option("--seconds", type=float, help="Stop, with a checkpoint, after so long; the same command goes on.")
+@click.option("--seconds", type=SECONDS, help="Stop, with a checkpoint, after so long; the same command goes on.")
 @click.option(
     "--steps-per-graph",
     "unroll",

@@ -73,7 +73,9 @@ def found(name: str, records: Iterable[Record]) -> list[Found]:
 def _shared(ablation: Ablation, run: Trained) -> str:
     ablated = {path for line in ablation.lines for path in line.asked}
     task = {key: value for key, value in run.setting["task"].items() if f"task.{key}" not in ablated}
-    model = {key: run.setting["model"].get(key) for key in SHARED_MODEL}
+    # What mixes decides what else a model has.
+    names = SHARED_MODEL if "model.mixer" in ablated else (*SHARED_MODEL, "d_state", "dt_rank", "expand", "d_conv")
+    model = {key: run.setting["model"].get(key) for key in names if f"model.{key}" not in ablated}
     return json.dumps([task, model, {key: run.setting.get(key) for key in SHARED}], sort_keys=True)
 
 

@@ -81,7 +81,7 @@ def report(paths: Sequence[Path | str], *, pairs: Pairs = ()) -> Report:
         raise ValueError("no runs given")
     runs = [run for path in dict.fromkeys(Path(p) for p in paths) for run in load_runs(path)]
     experiments = dict.fromkeys(r.experiment for run in runs for r in run.records)
-    sections = [section for experiment in experiments for section in _sections(experiment, runs)]
+    sections = [section for experiment in experiments for section in _whole_sections(experiment, runs)]
     compared, paired_lines = _comparisons(runs, pairs)
     return Report(
         markdown="\n".join([*(s.full() for s in sections), *compared, _what_ran(runs)]),
@@ -126,6 +126,14 @@ def _paired_line(result: paired.Comparison, a: str, b: str) -> dict[str, object]
         "p": markdown.probability(outcome.p),
         "p (Holm)": markdown.probability(result.p_holm),
     }
+
+
+def _whole_sections(experiment: str, runs: Sequence[Run]) -> list[Section]:
+    try:
+        return _sections(experiment, runs)
+    except KeyError as error:
+        # A setting that our own commands write is not there.
+        raise ValueError(f"a record of {experiment!r} was not written by mambalab: it has no {error}") from None
 
 
 def _sections(experiment: str, runs: Sequence[Run]) -> list[Section]:

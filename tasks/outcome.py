@@ -48,12 +48,12 @@ def records(
 
 
 def model_name(config: ModelConfig) -> str:
-    """What a model is called in records: its row of the paper's tables, or else how it mixes."""
+    """What a model is called in records: its row of the paper's tables, or else how it mixes and that it is no row."""
     rows = (row for row in SYNTHETIC.values() if replace(row.config, vocab_size=config.vocab_size) == config)
     row = next(rows, None)
     if row is not None:
         return row.name
-    return config.mixer if isinstance(config, SequenceConfig) else "mamba"
+    return f"{config.mixer if isinstance(config, SequenceConfig) else 'mamba'}-variant"
 
 
 def _from_log(log: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -199,7 +199,7 @@ def test_a_training_that_is_in_no_row_is_said():
 
 def test_two_trainings_of_a_cell_with_one_seed_are_said():
     made = cell("state-size", "n-4-static")
-    other = replace(made, recipe=replace(made.recipe, model=replace(made.recipe.model, dt_rank=2)))
+    other = replace(made, recipe=replace(made.recipe, model=replace(made.recipe.model, dt_min=0.002)))
     records = [*records_of(made, token_accuracy=0.5), *records_of(other, token_accuracy=0.5)]
     with pytest.raises(ValueError, match=f"^two trainings on {TASK} with seed 0 in a row of State size: constant, 4$"):
         found("state-size", records)
@@ -238,3 +238,9 @@ def test_ranks_add_up_and_only_order_counts(pairs):
     assert spearman(a, b) == spearman([v**3 for v in a], b)
     swapped = spearman([-v for v in a], b)
     assert swapped is None or swapped == pytest.approx(-(spearman(a, b) or 0.0))
+
+
+def test_ablations_of_other_models_are_tables_of_their_own():
+    made = cell("selectivity", "C")
+    other = replace(made, recipe=replace(made.recipe, model=replace(made.recipe.model, d_state=4)))
+    assert len(found("selectivity", records_of(made, token_accuracy=0.5) + records_of(other, token_accuracy=0.5))) == 2

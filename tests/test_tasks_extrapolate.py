@@ -62,7 +62,12 @@ def test_a_record_says_what_was_measured_and_of_what(run, tmp_path):
     assert found == record.read(tmp_path / "records.jsonl")
     assert [(r.setting["length"], r.n, r.metric) for r in found] == [(n, k, WHOLE) for n, k in PLAN.items()]
     first = found[0]
-    assert (first.experiment, first.model, first.task, first.seed) == ("extrapolation", "mamba", "induction-heads", 0)
+    assert (first.experiment, first.model, first.task, first.seed) == (
+        "extrapolation",
+        "mamba-variant",
+        "induction-heads",
+        0,
+    )
     assert (first.setting["trained_length"], first.setting["steps_done"], first.setting["chunk"]) == (8, 4, 8192)
     assert first.setting["training"]["batch_size"] == 2
     assert first.setting["published"] is None

@@ -313,7 +313,7 @@ def test_the_records_say_what_was_measured_and_from_what(tmp_path):
     assert by_metric["sequence accuracy"].n == 16
     assert by_metric["parameters"].value == MODEL.n_parameters
     for one in records:
-        assert (one.experiment, one.model, one.task, one.seed) == ("a test", "mamba", "induction-heads", 0)
+        assert (one.experiment, one.model, one.task, one.seed) == ("a test", "mamba-variant", "induction-heads", 0)
         pieces = [{"after_step": 0, "commit": "abc"}]
         assert one.provenance == {"commit": "abc", "backend": BACKEND, "pieces": pieces}
         assert one.setting["task"]["length"] == 6
