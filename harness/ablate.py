@@ -72,7 +72,8 @@ def check_kept(values: Mapping[str, Any], bases: Iterable[Recipe], cells: Iterab
     for cell in cells:
         for key in values:
             if _value(cell.recipe, key) != _value(given[cell.recipe.task.name], key):
-                raise ValueError(f"--set {key}: in {cell.grid}, {cell.name} decides that itself")
+                cure = "give --seeds" if key == "seed" else f"the grid {cell.grid} decides it (cell {cell.name!r})"
+                raise ValueError(f"--set {key} would be overwritten: {cure}")
 
 
 def _value(recipe: Recipe, path: str) -> object:

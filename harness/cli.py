@@ -76,7 +76,7 @@ def eval_command(models: tuple[str, ...], tasks: str | None, out: str, **options
 )
 @click.option("--out", metavar="DIR", help="Also write report.md, report.csv and paired.csv there.")
 def report(runs: tuple[str, ...], pair: tuple[tuple[str, str], ...], out: str | None) -> None:
-    """The zero-shot table of RUNs beside the published numbers.
+    """The tables of RUNs beside the published numbers: zero-shot, Tables 1 and 2, ablations, benchmarks.
 
     A RUN is a run directory of ours, a result file or folder of lm-eval's, or a folder above such.
     """

@@ -186,9 +186,19 @@ def test_another_recipe_in_a_finished_folder_is_not_done(tmp_path):
         (["a-init", "--only=n-plus-2"], "unknown cell of a-init 'n-plus-2'; nearest: n-plus-1"),
         (["a-init", "--seeds=0,x"], "--seeds takes integers such as 0,1,2, not '0,x'"),
         (["a-init", "--seeds=-1"], "seed must be an integer from 0 to 2^63 - 1, not -1"),
-        (["a-init", "--set=model.A_init=random"], "--set model.A_init: in a-init, n-plus-1 decides that itself"),
-        (["recall", "--set=task.pairs=8"], "--set task.pairs: in recall, mamba-4 decides that itself"),
-        (["architecture", "--set=model.dt_rank=2"], "--set model.dt_rank: in architecture, s4 decides that itself"),
+        (
+            ["a-init", "--set=model.A_init=random"],
+            "--set model.A_init would be overwritten: the grid a-init decides it (cell 'n-plus-1')",
+        ),
+        (["selectivity", "--set=seed=4"], "--set seed would be overwritten: give --seeds"),
+        (
+            ["recall", "--set=task.pairs=8"],
+            "--set task.pairs would be overwritten: the grid recall decides it (cell 'mamba-4')",
+        ),
+        (
+            ["architecture", "--set=model.dt_rank=2"],
+            "--set model.dt_rank would be overwritten: the grid architecture decides it (cell 's4')",
+        ),
         (["a-init", "--set=task.length=8"], "unknown setting 'task.length'"),
         (["a-init", "--set=steps=1050"], "steps must be a multiple of log_every, 100, not 1050"),
         (["a-init", "--set=task.places=2000000000"], "unknown setting 'task.places'"),
