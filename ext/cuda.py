@@ -114,11 +114,7 @@ class _Call:
 
     def launch(self, name: str, geometry: Geometry, segments: int, words: Sequence[int]) -> None:
         kernel = cuda_launch.kernel(self.u.device, f"{name}.cu", name, geometry.defines)
-        kernel.launch(self.blocks(geometry) * segments, geometry.threads, geometry.shared, words)
-
-    def blocks(self, geometry: Geometry) -> int:
-        """Blocks of whole sequences; none where there is nothing to do."""
-        return -(-self.channels // geometry.channels) * self.sequences
+        kernel.launch(self.work.blocks(geometry) * segments, geometry.threads, geometry.shared, words)
 
     def carried(
         self, segments: int, states: int, dy: Tensor | None = None, dfinal_state: Tensor | None = None

@@ -147,8 +147,8 @@ class Work:
     channels: int
 
     def blocks(self, geometry: Geometry) -> int:
-        """Blocks of whole sequences; one at least."""
-        return max(1, -(-self.channels // geometry.channels) * self.sequences)
+        """Blocks of whole sequences; none where there is nothing to do."""
+        return -(-self.channels // geometry.channels) * self.sequences
 
 
 def forward_segments(geometry: Geometry, work: Work, multiprocessors: int) -> int:
@@ -157,7 +157,7 @@ def forward_segments(geometry: Geometry, work: Work, multiprocessors: int) -> in
     A cut costs every decay a second time, but for the last piece's, so it has to fill what lies more than half idle.
     Then the pieces are as many as fill the GPU one to four times over, whichever leaves the least of it idle.
     """
-    blocks, room = work.blocks(geometry), multiprocessors * geometry.blocks
+    blocks, room = max(1, work.blocks(geometry)), multiprocessors * geometry.blocks
     if room < 3 * blocks:
         return 1
     counts = [(turns * room // blocks, turns * room) for turns in range(1, 5)]
@@ -175,7 +175,7 @@ def backward_plan(kind: Kind, work: Work, multiprocessors: int) -> tuple[Geometr
     geometries = [backward_geometry(kind, lanes=count) for count in lanes]
     plans = []
     for geometry in geometries:
-        blocks, room = work.blocks(geometry), multiprocessors * geometry.blocks
+        blocks, room = max(1, work.blocks(geometry)), multiprocessors * geometry.blocks
         most = max(1, work.length // GRAIN)
         counts = {1, *(min(most, max(1, turns * room // blocks)) for turns in range(1, 5))}
         plans += [(_backward_time(geometry, pieces, blocks / room, work.length), geometry, pieces) for pieces in counts]

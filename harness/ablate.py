@@ -26,6 +26,7 @@ from ..reports.jsonl import read_object
 from ..reports.record import Record
 from ..tasks import memory, run_files
 from ..tasks.ablations import Cell
+from ..tasks.claim import differences
 from ..tasks.outcome import model_name
 from ..tasks.recipes import Recipe, to_json
 from ..tasks.train import DivergedError, train
@@ -94,8 +95,8 @@ def claim(folder: Path, grid: str, base: Recipe, device: str, backend: str | Non
     settings = {"grid": grid, "base": to_json(base), "device": place.type, "backend": backend}
     path = folder / SETTINGS
     if path.is_file():
-        if differs := _difference(settings, read_object(path)):
-            name, mine, there = differs
+        if differing := differences(settings, read_object(path)):
+            name, (mine, there) = next(iter(differing.items()))
             raise ValueError(
                 f"{folder} is an ablation of other settings: {name} is {there!r} there, not {mine!r}; "
                 "name another folder"
@@ -105,14 +106,6 @@ def claim(folder: Path, grid: str, base: Recipe, device: str, backend: str | Non
         raise ValueError(f"{folder} holds something, but no ablation; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
     run_files.write_json(path, settings)
-
-
-def _difference(mine: Any, there: Any, name: str = "") -> tuple[str, Any, Any] | None:
-    """The dotted name of the first leaf in which nested dicts differ, and what each has there."""
-    if not (isinstance(mine, dict) and isinstance(there, dict)):
-        return None if mine == there else (name, mine, there)
-    found = (_difference(mine.get(key), there.get(key), f"{name}.{key}".lstrip(".")) for key in mine | there)
-    return next(filter(None, found), None)
 
 
 def run(jobs: Sequence[Job], at_once: int) -> Iterator[Outcome]:

@@ -31,6 +31,11 @@ class Accuracy:
     answers: int
 
 
+def standard_error(fraction: float, n: int) -> float:
+    """Of a fraction of n independent answers."""
+    return (fraction * (1 - fraction) / n) ** 0.5
+
+
 @torch.no_grad()
 def measure(
     model: nn.Module,

@@ -23,17 +23,16 @@ def claim(folder: Path, recipe: Recipe, settings: dict[str, Any]) -> bool:
         if any(folder.iterdir()):
             raise ValueError(f"{folder} holds something, but no run; name another folder")
     elif _is_anything_kept(folder):
-        mine, theirs = _flat(settings), _flat(run_files.read_settings(folder))
-        others = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
+        others = differences(settings, run_files.read_settings(folder))
         if not others and (folder / run_files.RECORDS).is_file():
             return True
-        if others == [_STEPS] and _may_go_on(folder, recipe, theirs[_STEPS]):
+        if others.keys() == {_STEPS} and _may_go_on(folder, recipe, others[_STEPS][1]):
             (folder / run_files.RECORDS).unlink(missing_ok=True)
         elif others:
             name = next((name for name in others if name != _STEPS), _STEPS)
+            mine, theirs = others[name]
             raise ValueError(
-                f"{folder} is a run of other settings: {name} is {theirs.get(name)!r} there, "
-                f"not {mine.get(name)!r}; name another folder"
+                f"{folder} is a run of other settings: {name} is {theirs!r} there, not {mine!r}; name another folder"
             )
     run_files.write_json(path, settings)
     return False
@@ -47,6 +46,13 @@ def _is_anything_kept(folder: Path) -> bool:
 def _may_go_on(folder: Path, recipe: Recipe, steps: int) -> bool:
     is_constant = recipe.optimiser.decay == "constant"
     return is_constant and steps <= recipe.steps and bool(run_files.checkpoints(folder))
+
+
+def differences(mine: Any, theirs: Any) -> dict[str, tuple[Any, Any]]:
+    """Both values of each leaf in which nested dicts differ, by dotted name; None stands for what is not there."""
+    here, there = _flat(mine), _flat(theirs)
+    both = {name: (here.get(name), there.get(name)) for name in here | there}
+    return {name: values for name, values in both.items() if values[0] != values[1]}
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

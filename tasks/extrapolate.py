@@ -23,6 +23,7 @@ from ..models.synthetic import SYNTHETIC
 from ..reports import record
 from ..reports.record import Record
 from . import run_files
+from .accuracy import standard_error
 from .batch import Task
 from .evaluate import LeftOut, Measured, evaluate, reads_in_pieces, seed_of
 from .induction_heads import InductionHeads
@@ -190,7 +191,7 @@ def _kind(config: ModelConfig) -> tuple[object, ...]:
 
 def _fraction(right: int, of: int) -> dict[str, Any]:
     value = right / of
-    return {"value": value, "n": of, "stderr": (value * (1 - value) / of) ** 0.5}
+    return {"value": value, "n": of, "stderr": standard_error(value, of)}
 
 
 _OPENING = b'{"experiment"'

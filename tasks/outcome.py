@@ -10,7 +10,7 @@ from typing import Any
 from ..models.architectures import ModelConfig, SequenceConfig
 from ..models.synthetic import SYNTHETIC
 from ..reports.record import Record
-from .accuracy import Accuracy
+from .accuracy import Accuracy, standard_error
 from .recipes import Recipe, to_json
 
 
@@ -31,7 +31,7 @@ def records(
         metric="token accuracy",
         value=accuracy.token,
         n=accuracy.answers,
-        stderr=_standard_error(accuracy.token, accuracy.answers),
+        stderr=standard_error(accuracy.token, accuracy.answers),
         setting=to_json(recipe) | {"steps_done": log[-1]["step"]},
         seed=recipe.seed,
         provenance=provenance,
@@ -41,7 +41,7 @@ def records(
         metric="sequence accuracy",
         value=accuracy.sequence,
         n=accuracy.sequences,
-        stderr=_standard_error(accuracy.sequence, accuracy.sequences),
+        stderr=standard_error(accuracy.sequence, accuracy.sequences),
     )
     others = {"loss": accuracy.loss, "parameters": parameters} | _from_log(log)
     return [first, rows, *(replace(first, metric=name, value=v, n=1, stderr=None) for name, v in others.items())]
@@ -65,7 +65,3 @@ def _from_log(log: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     if solved is not None:
         told |= {"steps to solved": solved["step"], "seconds to solved": solved["seconds"]}
     return told
-
-
-def _standard_error(fraction: float, n: int) -> float:
-    return (fraction * (1 - fraction) / n) ** 0.5
