@@ -16,15 +16,19 @@ THREADS = 256  # of a block, unless a row needs more
 LARGEST = 1024  # threads of a block
 FORWARD_PACKS = 8  # packs of a row that a thread holds, where there are threads enough
 BACKWARD_PACKS = 4
+SMALLEST = 8  # threads of a row: no fewer, that warps may read 128 bytes of each
 BLOCKS = 2  # of the backward kernel that share a multiprocessor
+ONE_PACK_BLOCKS = 5  # of those, where a thread holds one pack of a row, and waits for it
 SHORT = (torch.bfloat16, torch.float16)
 
 
 class Shape(NamedTuple):
-    """How a kernel takes rows: threads of a block and of a row, and the macros."""
+    """How a kernel takes rows: threads of a block and of a row, blocks of the backward kernel that share a
+    multiprocessor, and the macros."""
 
     threads: int
     team: int
+    blocks: int
     defines: Defines
 
 
@@ -44,7 +48,8 @@ def norm_backward(dy: Tensor, x: Tensor, weight: Tensor, epsilon: float) -> tupl
     rows, columns = x.shape
     shape = _shape(x.dtype, weight.dtype, columns, _aligned(dy, x, weight), BACKWARD_PACKS)
     at_once = shape.threads // shape.team
-    share = max(1, -(-rows // (cuda_launch.multiprocessors(x.device) * BLOCKS * at_once))) * at_once
+    at_work = cuda_launch.multiprocessors(x.device) * shape.blocks
+    share = max(1, -(-rows // (at_work * at_once))) * at_once
     blocks = -(-rows // share)
     real = torch.float64 if x.dtype == torch.float64 else torch.float32
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -77,15 +82,17 @@ def variants() -> Iterator[Variant]:
 def _shape(x: torch.dtype, weight: torch.dtype, columns: int, aligned: bool, most: int) -> Shape:
     """Few threads a row, which hold `most` packs each at the most; beyond LARGEST threads they hold more."""
     packs = -(-columns // _vector(x, weight))
-    team = WARP
-    while team < LARGEST and team * most < packs:
+    team = SMALLEST
+    while team < min(packs, WARP) or (team < LARGEST and team * most < packs):
         team *= 2
     threads = max(THREADS, team)
+    held = -(-packs // team)
+    blocks = ONE_PACK_BLOCKS if held == 1 else BLOCKS
     defines = (
         element(x), ("WEIGHT", ELEMENTS[weight]), ("THREADS", threads), ("TEAM", team),
-        ("PACKS", -(-packs // team)), ("ALIGNED", int(aligned)),
+        ("PACKS", held), ("ALIGNED", int(aligned)), ("BLOCKS", blocks),
     )  # fmt: skip
-    return Shape(threads, team, defines)
+    return Shape(threads, team, blocks, defines)
 
 
 def _vector(x: torch.dtype, weight: torch.dtype) -> int:

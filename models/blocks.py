@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 
 from ..ext import causal_conv1d
 from .architectures import SequenceConfig
-from .layers import initialise_by_fan_in, initialise_residual
+from .layers import HalvedLinear, initialise_by_fan_in, initialise_residual
 from .operators import make_operator
 
 
@@ -48,7 +48,7 @@ class Gated(nn.Module):
     def __init__(self, config: SequenceConfig) -> None:
         super().__init__()
         d = config.expand * config.d_model
-        self.in_proj = nn.Linear(config.d_model, 2 * d, bias=False)
+        self.in_proj = HalvedLinear(config.d_model, 2 * d, bias=False)
         self.conv1d = nn.Conv1d(d, d, config.d_conv, groups=d)
         self.operator = make_operator(config, d)
         self.out_proj = nn.Linear(d, config.d_model, bias=False)
@@ -68,7 +68,7 @@ class Gated(nn.Module):
         backend: str | None,
     ) -> tuple[Float[Tensor, "b l m"], Float[Tensor, "b j d"], Inexact[Tensor, "b d n"] | None]:
         """Mix a chunk from these states (zeros for None); give the output and the states after it."""
-        u, z = self.in_proj(x).chunk(2, -1)
+        u, z = self.in_proj.halves(x)
         u, conv_state = causal_conv1d(
             u, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation="silu", initial_state=conv_state,
             return_final_state=True, backend=backend,

@@ -19,8 +19,14 @@ def widened(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def autocast(x: Tensor) -> Tensor:
+    """x in the dtype that autocast takes matrix products in on its device, or as it is where there is none."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, taken in float32 (float64 for a float64 x) and returned in the weight's dtype."""
+    """x / rms(x) * weight, in float32 (float64 for a float64 x), and returned in the weight's dtype or autocast's."""
 
     def __init__(self, d_model: int, epsilon: float = 1e-5) -> None:
         super().__init__()
@@ -28,7 +34,7 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Float[Tensor, "*batch m"], backend: str | None = None) -> Float[Tensor, "*batch m"]:
-        return rms_norm(x, self.weight, epsilon=self.epsilon, backend=backend)
+        return rms_norm(x, autocast(self.weight), epsilon=self.epsilon, backend=backend)
 
 
 class Embedding(nn.Embedding):
@@ -73,8 +79,9 @@ class HalvedLinear(nn.Linear):
 
     def halves(self, input: Float[Tensor, "*batch m"]) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch d"]]:
         """The first half of the output's columns, and the second."""
-        if torch.is_grad_enabled() and self.weight.requires_grad and not torch.is_autocast_enabled(input.device.type):
-            return _Halved.apply(input, self.weight, self.bias)  # pyright: ignore[reportReturnType]
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            bias = self.bias if self.bias is None else autocast(self.bias)
+            return _Halved.apply(autocast(input), autocast(self.weight), bias)  # pyright: ignore[reportReturnType]
         first, second = self(input).chunk(2, -1)
         return first, second
 
@@ -94,7 +101,7 @@ class _Halved(torch.autograd.Function):
         first, second = (grad.flatten(0, -2) for grad in grads)
         upper, lower = weight.chunk(2)
         needs_x, _, needs_bias = ctx.needs_input_grad
-        dx = torch.addmm(first @ upper, second, lower).view_as(x) if needs_x else None
+        dx = (first @ upper).addmm_(second, lower).view_as(x) if needs_x else None
         dbias = torch.cat((first.sum(0), second.sum(0))) if needs_bias else None
         return dx, torch.cat((first.mT @ rows, second.mT @ rows)), dbias
 
@@ -124,7 +131,9 @@ class DeltaProjection(KeepsFloat32, nn.Linear):
     float32_names = ("bias",)
 
     def forward(self, input: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch d"]:
-        return F.linear(input, self.weight)
+        """Of the last columns of the input, where it has some before them."""
+        before = input.shape[-1] - self.in_features
+        return F.linear(input, F.pad(self.weight, (before, 0)) if before else self.weight)
 
     @torch.no_grad()
     def initialise(self, dt_min: float, dt_max: float, generator: Generator) -> None:

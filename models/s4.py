@@ -10,7 +10,8 @@ from torch import Generator, Tensor, nn
 
 from ..ext.reference import phi
 from .architectures import SequenceConfig
-from .long_conv import causal_convolution
+from .layers import widened
+from .long_conv import causal_convolution, through
 
 BLOCK = 64
 
@@ -81,9 +82,11 @@ class S4(nn.Module):
         self, u: Float[Tensor, "b l d"], state: Inexact[Tensor, "b d n"] | None, backend: str | None
     ) -> tuple[Float[Tensor, "b l d"], Inexact[Tensor, "b d n"]]:
         """The outputs of a chunk from this state (zeros for None), and the state after it. One way on any backend."""
-        log_A, B = self.discretise()
-        mixed, state = (self._turn if u.shape[1] == 1 else self._sequence)(u, state, log_A, B)
-        return mixed + self.D * u, state
+        read = self._turn if u.shape[1] == 1 else self._sequence
+        # A kernel is made of powers whose digits all count, so autocast has no say in it.
+        with torch.autocast(u.device.type, enabled=False):
+            y, state = read(u.to(widened(u.dtype)), state, *self.discretise())
+        return y.to(u.dtype), state
 
     def empty_state(self, batch: int) -> Inexact[Tensor, "b d n"]:
         """The state of `batch` rows that have read nothing."""
@@ -93,12 +96,12 @@ class S4(nn.Module):
         """One token: a turn of the recurrence."""
         written = B * u[:, 0, :, None]
         state = written if state is None else self._real(torch.exp(log_A)) * state + written
-        return (_reals(state) * self._readout(self._C)).sum(-1)[:, None], state
+        return (_reals(state) * self._readout(self._C)).sum(-1)[:, None] + self.D * u, state
 
     def _sequence(self, u: Tensor, state: Tensor | None, log_A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
         """A chunk: the convolution, what the state before adds to it, and the state after, from one table of powers."""
         powers = self._powers(log_A, u.shape[1])
-        y = causal_convolution(u, self._kernel(powers, B))
+        y = causal_convolution(u, through(self._kernel(powers, B), self.D))
         written = (u.permute(2, 0, 1) @ _reals(powers.flip(1))).transpose(0, 1)
         after = B * (_complexes(written) if self.is_complex else written)
         if state is None:

@@ -128,6 +128,7 @@ def how(setting: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
+PRODUCTS = {"tf32": "TF32", "bfloat16": "bfloat16"}
 USUAL = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
 
 
@@ -135,7 +136,8 @@ def _unusual(setting: Mapping[str, Any]) -> list[str]:
     """What few trainings set, where this one did."""
     optimiser = setting["optimiser"]
     parts = [f"{name} {optimiser[name]:g}" for name, value in USUAL.items() if optimiser.get(name, value) != value]
-    return [*parts, *(["matrix products in TF32"] if setting.get("matmul") == "tf32" else [])]
+    product = setting.get("matmul", "float32")
+    return [*parts, *([f"matrix products in {PRODUCTS[product]}"] if product != "float32" else [])]
 
 
 def _schedule(optimiser: Mapping[str, Any]) -> str:

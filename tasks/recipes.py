@@ -22,8 +22,8 @@ from .selective_copying import SelectiveCopying
 
 TASKS: Mapping[str, type[Any]] = {task.name: task for task in (InductionHeads, SelectiveCopying, AssociativeRecall)}
 DECAYS = ("constant", "linear", "cosine")
-PRECISIONS = MappingProxyType({"float32": "ieee", "tf32": "tf32"})
-"""What `matmul` may be, with torch's word for it."""
+PRECISIONS = MappingProxyType({"float32": "ieee", "tf32": "tf32", "bfloat16": "tf32"})
+"""What `matmul` may be, with torch's word for products of float32 matrices."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +85,9 @@ class Recipe:
 
     seed            of the initial weights and of the data
     curriculum      (steps, length) pairs: the task is first trained at these lengths, one after the other
-    matmul          how a GPU multiplies matrices in training: float32, or tf32 (10 bits of mantissa, twice as fast and
-                    more); accuracy is measured in float32
+    matmul          how matrices are multiplied in training: float32; tf32, on a GPU (10 bits of mantissa, twice as fast
+                    and more); or bfloat16, by autocast, with what lies between products in bfloat16 too. Parameters,
+                    residual stream and states are float32 in all, and so is the model whose accuracy is measured
     log_every       steps from one line of the log to the next; all other numbers of steps are multiples of it
     sequences       rows of the fixed set on which accuracy is measured; it is drawn from `evaluation_seed`
     solved_after    stop when that many measurements in a row found every answer right; 0: never
@@ -99,7 +100,7 @@ class Recipe:
     batch_size: int
     seed: int = 0
     curriculum: tuple[tuple[int, int], ...] = ()
-    matmul: Literal["float32", "tf32"] = "float32"
+    matmul: Literal["float32", "tf32", "bfloat16"] = "float32"
     log_every: int = 100
     evaluate_every: int = 1000
     checkpoint_every: int = 1000

@@ -81,7 +81,8 @@ class Trainee:
     def _learn(self, batch: Batch) -> None:
         recipe = self.recipe
         targets = batch.targets.reshape(-1)
-        logits, _ = self.model(batch.tokens, logits_at=batch.logits_at)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.matmul == "bfloat16"):
+            logits, _ = self.model(batch.tokens, logits_at=batch.logits_at)
         loss = F.cross_entropy(logits.float(), targets)
         self._optimiser.zero_grad()
         loss.backward()

@@ -37,17 +37,22 @@ def s4(init, how="zoh"):
     return operator(S4, "s4", d_state=6, s4_init=init, s4_discretisation=how, dt_min=0.05, dt_max=1.0)
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3, 4])
 @pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 130])
-def test_the_long_convolution_is_the_sum_it_says(length):
-    u, kernel = draws(2, length, 3), draws(3, length, seed=1)
-    want = sum(kernel[:, k] * F.pad(u, (0, 0, k, 0))[:, :length] for k in range(length))
-    assert distance(causal_convolution(u, kernel), want) < TOLERANCE[F64]
+def test_the_long_convolution_and_its_gradients_are_those_of_the_sum_it_says(batch, length):
+    leaves = u, kernel = draws(batch, length, 3).requires_grad_(), draws(3, length, seed=1).requires_grad_()
+    weights = draws(batch, length, 3, seed=2)
+    direct = sum(kernel[:, k] * F.pad(u, (0, 0, k, 0))[:, :length] for k in range(length))
+    assert isinstance(direct, torch.Tensor)
+    found, want = ((y, *torch.autograd.grad(y, leaves, weights)) for y in (causal_convolution(u, kernel), direct))
+    for ours, theirs in zip(found, want, strict=True):
+        assert distance(ours, theirs) < TOLERANCE[F64]
 
 
 @pytest.mark.parametrize("least", [1, 2, 7, 11, 64, 511, 512, 513, 8256, 16385])
 def test_an_fft_length_is_the_next_without_large_factors(least):
     def is_smooth(n):
-        for prime in (2, 3, 5):
+        for prime in (2, 3, 5, 7):
             while n % prime == 0:
                 n //= prime
         return n == 1

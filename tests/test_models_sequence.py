@@ -346,3 +346,17 @@ def test_a_captured_forward_and_backward_are_those_of_the_host(name):
     for parameter, gradient in zip(other.parameters(), gradients, strict=True):
         assert parameter.grad is not None
         assert distance(parameter.grad.cpu(), gradient) < 2e-3
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_training_under_autocast_keeps_float32_gradients(name):
+    config = VARIANTS[name]
+    model = build(config, seed=0)
+    ids = tokens(2, 40, vocabulary=config.vocab_size)
+    want, _ = model(ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = model(ids)
+    assert found.dtype == torch.bfloat16
+    assert distance(found, want) < 0.05
+    found.float().square().sum().backward()
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}

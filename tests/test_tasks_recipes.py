@@ -117,7 +117,7 @@ def test_the_rate_is_the_schedule(settings, rates):
         ({"curriculum": ((128, 2),)}, "length must be from 3"),
         ({"evaluation_seed": 0}, "evaluation_seed must not be the seed of the training data"),
         ({"seed": -1}, "seed must be an integer from 0"),
-        ({"matmul": "bfloat16"}, "matmul must be one of float32, tf32, not 'bfloat16'"),
+        ({"matmul": "float16"}, "matmul must be one of float32, tf32, bfloat16, not 'float16'"),
         ({"task": InductionHeads(vocab_size=17)}, "model.vocab_size must be at least task.vocab_size, not 16 < 17"),
     ],
     ids=str,

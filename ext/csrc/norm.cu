@@ -2,10 +2,12 @@
 #include "common.cuh"
 
 // Given as macros: WEIGHT, the type of weight and y, counted as ELEMENT counts that of x; THREADS of a block; TEAM threads
-// of a row and PACKS of VECTOR neighbours that each of them holds; ALIGNED (0 or 1): every row can be read in packs.
+// of a row and PACKS of VECTOR neighbours that each of them holds; ALIGNED (0 or 1): every row can be read in packs;
+// BLOCKS of the backward kernel that share a multiprocessor.
 constexpr int VECTOR = ELEMENT % 3 && WEIGHT % 3 ? 8 : 4;
 constexpr int ROWS = THREADS / TEAM;
-constexpr int WARPS = TEAM / WARP;  // of a row
+constexpr int LANES = TEAM < WARP ? TEAM : WARP;  // of a warp that share a row
+constexpr int WARPS = TEAM / LANES;               // of a row
 // A row that fills more registers than there are lies in memory, and is looped over.
 constexpr int UNROLLED = PACKS <= 8 ? PACKS : 1;
 
@@ -111,7 +113,7 @@ struct Row {
 template <int COUNT>
 __device__ __forceinline__ Pack<Real, COUNT> total(Pack<Real, COUNT> sum, Pack<Real, COUNT>* share) {
 #pragma unroll
-  for (int by = WARP / 2; by > 0; by /= 2)
+  for (int by = LANES / 2; by > 0; by /= 2)
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) sum.at[i] += __shfl_xor_sync(ALL, sum.at[i], by);
   if (WARPS == 1) return sum;
@@ -188,7 +190,7 @@ __device__ __forceinline__ void back(const BackwardArguments& a, long long row, 
   dx.store(a.dx + row * a.columns, a.columns);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, THREADS > 256 ? 1 : 2) norm_backward(const BackwardArguments a) {
+extern "C" __global__ void __launch_bounds__(THREADS, THREADS > 256 ? 1 : BLOCKS) norm_backward(const BackwardArguments a) {
   __shared__ Pack<Real, 2> share[THREADS / WARP];
   __shared__ Pack<Real, VECTOR> shares[THREADS];
   const int team = threadIdx.x / TEAM, lane = threadIdx.x % TEAM;
