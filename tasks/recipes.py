@@ -236,6 +236,15 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "induction-heads": _induction,
         "induction-heads-early": replace(_induction, task=InductionHeads(trigger="early")),
+        # Short rows first, for the cliff; then a rate that stays high, for decays so near to 1 that a million of them are.
+        "induction-heads-far": replace(
+            _induction,
+            optimiser=Optimiser(learning_rate=2e-3),
+            steps=8 * _EPOCH,
+            curriculum=((1024, 16), (1024, 64)),
+            evaluate_every=1024,
+            checkpoint_every=_EPOCH,
+        ),
         "induction-heads-quick": replace(
             _induction,
             optimiser=Optimiser(learning_rate=4e-3, decay="linear", decay_steps=1000),
