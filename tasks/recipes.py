@@ -236,7 +236,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "induction-heads": _induction,
         "induction-heads-early": replace(_induction, task=InductionHeads(trigger="early")),
-        # Short rows first, for the cliff; then a rate that stays high, for decays so near to 1 that a million of them are.
+        # Short rows first, for the cliff; then a rate that stays high, until a million decays in a row are still 1.
         "induction-heads-far": replace(
             _induction,
             optimiser=Optimiser(learning_rate=2e-3),

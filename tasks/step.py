@@ -121,7 +121,7 @@ def captured(trainee: Trainee, task: Task, steps: int) -> torch.cuda.CUDAGraph:
     side = torch.cuda.Stream(trainee.device)
     side.wait_stream(torch.cuda.current_stream(trainee.device))
     graph = torch.cuda.CUDAGraph()
-    with _matrix_products(PRECISIONS[trainee.recipe.matmul]):
+    with matrix_products(trainee.recipe.matmul):
         with torch.cuda.stream(side):
             trainee.advance(task, WARM_UP)
         torch.cuda.current_stream(trainee.device).wait_stream(side)
@@ -132,11 +132,11 @@ def captured(trainee: Trainee, task: Task, steps: int) -> torch.cuda.CUDAGraph:
 
 
 @contextmanager
-def _matrix_products(precision: str) -> Iterator[None]:
-    """A scope in which a GPU multiplies float32 matrices with this precision: what is captured keeps it."""
+def matrix_products(matmul: str) -> Iterator[None]:
+    """A scope in which a GPU multiplies float32 matrices as a recipe's `matmul` says: what is captured keeps it."""
     settings = torch.backends.cuda.matmul
     before = settings.fp32_precision
-    settings.fp32_precision = precision
+    settings.fp32_precision = PRECISIONS[matmul]
     try:
         yield
     finally:
