@@ -103,9 +103,13 @@ class _Reading:
     progress: Callable[[int], object]
 
 
-def seed_of(base: int, length: int) -> int:
-    """The seed of a length's rows: lengths share none."""
-    return (base + length) % 2**63
+def seed_of(base: int, length: int, training: int) -> int:
+    """The seed of a length's rows, counted from `base` past the one of the training data: lengths share none with it.
+
+    >>> [seed_of(100, length, training=102) for length in (1, 2, 3)]
+    [101, 103, 104]
+    """
+    return (base + length + ((training - base) % 2**63 <= length)) % 2**63
 
 
 @torch.no_grad()

@@ -112,7 +112,7 @@ class _Run:
             "length": length,
             "sequences": sequences,
             "chunk": self.chunk if reads_in_pieces(self.model, task) else None,
-            "evaluation_seed": seed_of(self.recipe.evaluation_seed, length),
+            "evaluation_seed": seed_of(self.recipe.evaluation_seed, length, self.recipe.seed),
             "chance": task.chance,
         }
         return own | self._shared

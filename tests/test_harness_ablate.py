@@ -32,6 +32,7 @@ TINY = {
     "task.length": "8",
     "model.d_model": "16",
     "model.n_layer": "1",
+    "optimiser.warmup": "0",
 }
 TASK = "induction-heads"
 # The definition, which a new process need not test first.
