@@ -237,7 +237,7 @@ class _File:
                 )
 
     def append(self, records: list[Record]) -> None:
-        with self.path.open("ab") as file:
+        with run_files.appending(self.path) as file:
             file.write(record.to_lines(records).encode())
             file.flush()
             os.fsync(file.fileno())

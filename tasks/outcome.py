@@ -1,4 +1,4 @@
-"""What a finished training run measured, as records."""
+"""What a training run measured, or that it diverged, as records."""
 
 from __future__ import annotations
 
@@ -45,6 +45,21 @@ def records(
     )
     others = {"loss": accuracy.loss, "parameters": parameters} | _from_log(log)
     return [first, rows, *(replace(first, metric=name, value=v, n=1, stderr=None) for name, v in others.items())]
+
+
+def diverged(recipe: Recipe, steps: int, *, experiment: str, provenance: Mapping[str, Any]) -> Record:
+    """That a run can't go on, and how many of its steps are in its log."""
+    return Record(
+        experiment=experiment,
+        model=model_name(recipe.model),
+        task=recipe.task.name,
+        metric="diverged after step",
+        value=steps,
+        n=1,
+        setting=to_json(recipe) | {"steps_done": steps},
+        seed=recipe.seed,
+        provenance=provenance,
+    )
 
 
 def model_name(config: ModelConfig) -> str:

@@ -74,11 +74,11 @@ def test_no_more_is_counted_than_a_layer_keeps(name, matmul):
     recipe = replace(with_model(BASE, name), matmul=matmul)
     one, three = (replace(recipe, model=replace(recipe.model, n_layer=n)) for n in (1, 3))
     counted = memory._kept(three) - memory._kept(one)
-    assert 0 < counted <= (_held(three) - _held(one)) / (2 * 32)
+    assert 0 < counted <= (_held(three) - _held(one)) / (2 * 256)
 
 
 def _held(recipe: Recipe) -> int:
-    model, held = build(recipe.model, backend="reference"), {}
+    model, held = build(recipe.model, backend="cpu"), {}
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -87,7 +87,7 @@ def _held(recipe: Recipe) -> int:
         held[storage.data_ptr()] = storage
         return tensor
 
-    batch = replace(recipe.task, length=32).batch(0, 0, 2)  # pyright: ignore[reportArgumentType]
+    batch = replace(recipe.task, length=256).batch(0, 0, 2)  # pyright: ignore[reportArgumentType]
     with (
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=recipe.matmul == "bfloat16"),
