@@ -24,7 +24,7 @@ from ..reports import record
 from ..reports.record import Record
 from . import run_files
 from .accuracy import standard_error
-from .batch import Task
+from .batch import MOST, Task
 from .evaluate import LeftOut, Measured, evaluate, reads_in_pieces, seed_of
 from .induction_heads import InductionHeads
 from .outcome import model_name
@@ -42,13 +42,15 @@ Say = Callable[[str], object]
 
 
 def doublings(low: int, high: int) -> tuple[int, ...]:
-    """low, 2 low, 4 low … up to `high`; ValueError where there is none.
+    """low, 2 low, 4 low … up to `high`; ValueError where there is none, and for one that no task can have.
 
     >>> doublings(64, 300)
     (64, 128, 256)
     """
     if not 1 <= low <= high:
         raise ValueError(f"lengths must rise from at least 1: the least is {low:,}, the most {high:,}")
+    if high > MOST:
+        raise ValueError(f"lengths must be at most 2^31 - 1, to which tasks count, not {high:,}")
     return tuple(low << i for i in range((high // low).bit_length()))
 
 

@@ -30,7 +30,7 @@ def check(recipe: Recipe, device: torch.device) -> None:
     A bound from below: what passes may still not fit. An operating system that promises memory it does not have would
     otherwise end the process without a word.
     """
-    there = _memory(device)
+    there = total(device)
     if there is None:
         return
     for what, needed in _needed(recipe):
@@ -86,7 +86,7 @@ def is_shortage(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _memory(device: torch.device) -> int | None:
+def total(device: torch.device) -> int | None:
     """Bytes of the device's memory, None where nobody says."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]

@@ -154,6 +154,16 @@ def test_positions_that_end_are_left_out_with_their_rule():
     assert isinstance(evaluate(build(config), InductionHeads(length=32), seed=SEED, sequences=4), Measured)
 
 
+def test_rows_that_can_t_even_be_made_are_left_out(monkeypatch):
+    """A system that promises memory it does not have would end the process."""
+    monkeypatch.setattr("mambalab.tasks.evaluate.total", lambda device: 24 * 100 - 1)
+    left_out = evaluate(Reader(TASK.oracle, carries_state=False), TASK, seed=SEED, sequences=4)
+    assert left_out == LeftOut(length=100, sequences=4, why="out of memory")
+    assert found(Reader(TASK.oracle)).right == 64
+    monkeypatch.setattr("mambalab.tasks.evaluate.total", lambda device: 24 * 100)
+    assert found(Reader(TASK.oracle, carries_state=False)).right == 64
+
+
 def test_another_error_is_not_mistaken_for_a_lack_of_memory():
     def broken(tokens: Tensor) -> Tensor:
         raise RuntimeError("a defect")

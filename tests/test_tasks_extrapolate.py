@@ -178,7 +178,10 @@ def test_only_a_finished_run_is_measured(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("low", "high", "wanted"), [(64, 64, (64,)), (64, 256, (64, 128, 256)), (3, 23, (3, 6, 12))])
+@pytest.mark.parametrize(
+    ("low", "high", "wanted"),
+    [(64, 64, (64,)), (64, 256, (64, 128, 256)), (3, 23, (3, 6, 12)), (2**29, 2**31 - 1, (2**29, 2**30))],
+)
 def test_lengths_double(low, high, wanted):
     assert doublings(low, high) == wanted
 

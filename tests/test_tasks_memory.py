@@ -24,7 +24,7 @@ BASE = Recipe(
 
 def refused_by(monkeypatch, gibibytes: float, recipe: Recipe) -> str | None:
     """What a machine with so much memory says to a recipe."""
-    monkeypatch.setattr(memory, "_memory", lambda device: int(gibibytes * 2**30))
+    monkeypatch.setattr(memory, "total", lambda device: int(gibibytes * 2**30))
     try:
         memory.check(recipe, CPU)
     except ValueError as error:
