@@ -48,6 +48,7 @@ def train(
 
     Keys of --set are the recipe's fields: steps, batch_size, task.length, model.d_state, optimiser.learning_rate …
     A run that was stopped or killed goes on where its last checkpoint is, and ends with the same weights.
+
     Exit status: 2 for what is refused, 1 for a loss that became no finite number, which leaves a record.
     """
     from .assignments import split

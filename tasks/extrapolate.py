@@ -27,12 +27,11 @@ from .accuracy import standard_error
 from .batch import MOST, Task
 from .evaluate import LeftOut, Measured, evaluate, reads_in_pieces, seed_of
 from .induction_heads import InductionHeads
-from .outcome import model_name
+from .outcome import ANSWERS, WHOLE, model_name
 from .recipes import Recipe, from_json, to_json
 
 EXPERIMENT = "extrapolation"
-# Of rows, answered without an error; the last record of a length, so that its presence says the length is done.
-WHOLE, ANSWERS, LEFT_OUT = "sequence accuracy", "token accuracy", "length left out"
+LEFT_OUT = "length left out"
 # Of the settings, those that a length has for itself.
 OWN = ("length", "sequences", "evaluation_seed")
 # Seconds from one line about a length at work to the next.
@@ -170,6 +169,7 @@ class _Run:
         whole = replace(first, metric=WHOLE, setting=setting, **_fraction(found.whole, found.sequences))
         if found.answers == found.sequences:
             return [whole]
+        # WHOLE comes last: its presence says that the length is done.
         return [replace(whole, metric=ANSWERS, **_fraction(found.right, found.answers)), whole]
 
 

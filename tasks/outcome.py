@@ -13,6 +13,9 @@ from ..reports.record import Record
 from .accuracy import Accuracy, standard_error
 from .recipes import Recipe, to_json
 
+# Metrics: right answers, and rows with no answer wrong.
+ANSWERS, WHOLE = "token accuracy", "sequence accuracy"
+
 
 def records(
     recipe: Recipe,
@@ -28,7 +31,7 @@ def records(
         experiment=experiment,
         model=model_name(recipe.model),
         task=recipe.task.name,
-        metric="token accuracy",
+        metric=ANSWERS,
         value=accuracy.token,
         n=accuracy.answers,
         stderr=standard_error(accuracy.token, accuracy.answers),
@@ -38,7 +41,7 @@ def records(
     )
     rows = replace(
         first,
-        metric="sequence accuracy",
+        metric=WHOLE,
         value=accuracy.sequence,
         n=accuracy.sequences,
         stderr=standard_error(accuracy.sequence, accuracy.sequences),

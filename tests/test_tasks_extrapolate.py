@@ -11,7 +11,8 @@ from mambalab.models.synthetic import synthetic
 from mambalab.reports import record
 from mambalab.reports.record import Record
 from mambalab.tasks import InductionHeads, Recipe, SelectiveCopying
-from mambalab.tasks.extrapolate import ANSWERS, LEFT_OUT, WHOLE, doublings, extrapolate, published_row
+from mambalab.tasks.extrapolate import LEFT_OUT, doublings, extrapolate, published_row
+from mambalab.tasks.outcome import ANSWERS, WHOLE
 from mambalab.tasks.recipes import with_model
 from mambalab.tasks.train import train
 
