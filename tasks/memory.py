@@ -16,8 +16,8 @@ from .recipes import Recipe
 # Of each parameter there are its gradient and Adam's two moments too, all of them float32.
 PER_PARAMETER = 16
 # Numbers that a layer keeps of each token for its backward pass, a unit of the width inside it: so the leanest does,
-# the ungated S6; the Mamba block keeps 6, S4's convolution 47.
-KEPT_PER_WIDTH = 5
+# an ungated S6 with nothing selective; the Mamba block keeps 6, S4's convolution 47.
+KEPT_PER_WIDTH = 4
 # Bytes a token while a batch is made: the hash holds three int64 at once.
 GENERATED = 24
 # Bytes a logit: itself and its log-softmax.

@@ -22,6 +22,13 @@ BASE = Recipe(
 )
 
 
+LEAN = (
+    {"selective_delta": False, "selective_B": False, "selective_C": False},
+    {"d_state": 1, "dt_rank": 1},
+    {"dt_rank": 64},
+)
+
+
 def refused_by(monkeypatch, gibibytes: float, recipe: Recipe) -> str | None:
     """What a machine with so much memory says to a recipe."""
     monkeypatch.setattr(memory, "total", lambda device: int(gibibytes * 2**30))
@@ -68,11 +75,11 @@ def test_logits_of_many_answers_count(monkeypatch):
 
 
 @pytest.mark.parametrize("matmul", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", SYNTHETIC)
-def test_no_more_is_counted_than_a_layer_keeps(name, matmul):
+@pytest.mark.parametrize(("name", "changes"), [*((name, {}) for name in SYNTHETIC), *(("s6", lean) for lean in LEAN)])
+def test_no_more_is_counted_than_a_layer_keeps(name, changes, matmul):
     """Against the tensors that autograd holds for the backward pass of two layers beyond the first."""
     recipe = replace(with_model(BASE, name), matmul=matmul)
-    one, three = (replace(recipe, model=replace(recipe.model, n_layer=n)) for n in (1, 3))
+    one, three = (replace(recipe, model=replace(recipe.model, n_layer=n, **changes)) for n in (1, 3))
     counted = memory._kept(three) - memory._kept(one)
     assert 0 < counted <= (_held(three) - _held(one)) / (2 * 256)
 
