@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-import shutil
 import signal
 import threading
 import time
@@ -21,22 +20,17 @@ from typing import Any, Literal
 import torch
 
 from ..ext import backends
-from ..reports import record
 from ..reports.jsonl import read_object
-from ..reports.record import Record
 from ..tasks import memory, run_files
 from ..tasks.ablations import Cell
 from ..tasks.claim import differences
-from ..tasks.outcome import model_name
 from ..tasks.recipes import Recipe, to_json
-from ..tasks.train import DivergedError, train
+from ..tasks.train import damage, train
 from .allocator import keep_freed_memory
 from .errors import one_line
 from .train_cli import origin, summary
 
 SETTINGS = "ablation.json"
-# Beside what is kept of a training that diverged, since records of its own would say that it is done.
-DIVERGED = "diverged"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +46,7 @@ class Job:
     @property
     def is_done(self) -> bool:
         """Whether the whole training of this very recipe lies in the folder."""
-        if not (self.folder / run_files.RECORDS).is_file():
+        if not (self.folder / run_files.RECORDS).is_file() or damage(self.folder):
             return False
         return run_files.read_settings(self.folder)["recipe"] == to_json(self.cell.recipe)
 
@@ -205,33 +199,11 @@ def work(job: Job) -> Outcome:
             experiment=job.cell.experiment,
             seconds=None if job.until is None else max(0.0, job.until - begun),
         )
-        # Of an earlier attempt, with other code.
-        shutil.rmtree(job.folder / DIVERGED, ignore_errors=True)
         state, text = ("done" if result.done else "stopped"), summary(result)
     except (ValueError, OSError) as error:
-        if isinstance(error, DivergedError):
-            _record_diverged(job)
         state, text = "failed", one_line(error)
     except Exception as error:
         if os.environ.get("MAMBALAB_TRACEBACK"):
             traceback.print_exc()
         state, text = "failed", f"{type(error).__name__}: {one_line(error)}"
     return Outcome(cell=job.cell, state=state, text=text, seconds=time.time() - begun)
-
-
-def _record_diverged(job: Job) -> None:
-    """A training that can't go on is a result too: a table must not say that it was not run."""
-    recipe, log = job.cell.recipe, run_files.read_log(job.folder)
-    steps = log[-1]["step"] if log else 0
-    made = Record(
-        experiment=job.cell.experiment,
-        model=model_name(recipe.model),
-        task=recipe.task.name,
-        metric="diverged after step",
-        value=steps,
-        n=1,
-        setting=to_json(recipe) | {"steps_done": steps},
-        seed=recipe.seed,
-        provenance=origin(recipe, job.device, job.backend),
-    )
-    record.write(job.folder / DIVERGED / run_files.RECORDS, [made])

@@ -38,6 +38,9 @@ def ablate(
 
     Each has a run of its own, DIR/TASK/CELL/seed-N; those that are done are left as they are, those that were stopped
     or killed go on. Keys of --set are those of `mambalab train`. `mambalab report DIR` makes the table.
+
+    Exit status: 2 for what is refused before anything is trained, 1 when a cell failed or diverged, which stops no
+    other.
     """
     from .assignments import assigned, split
 

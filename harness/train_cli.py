@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,28 +48,35 @@ def train(
 
     Keys of --set are the recipe's fields: steps, batch_size, task.length, model.d_state, optimiser.learning_rate …
     A run that was stopped or killed goes on where its last checkpoint is, and ends with the same weights.
+
+    Exit status: 2 for what is refused, 1 for a loss that became no finite number, which leaves a record.
     """
     from .assignments import split
 
     given = [text.removeprefix("recipe.") for text in assignments]
     values = split(given if seed is None else [*given, f"seed={seed}"])
     from ..tasks import recipes
+    from ..tasks.train import DivergedError
     from ..tasks.train import train as train_recipe
     from .devices import resolve_device
 
     recipe = chosen(recipes.recipe(task), model_name, values)
     place = resolve_device(device)
     folder = Path(out or f"runs/{task}-seed-{recipe.seed}")
-    result = train_recipe(
-        recipe,
-        folder,
-        device=place,
-        backend=backend,
-        provenance=origin(recipe, place, backend),
-        seconds=seconds,
-        unroll=unroll,
-        say=lambda line: click.echo(line, err=True),
-    )
+    try:
+        result = train_recipe(
+            recipe,
+            folder,
+            device=place,
+            backend=backend,
+            provenance=origin(recipe, place, backend),
+            seconds=seconds,
+            unroll=unroll,
+            say=lambda line: click.echo(line, err=True),
+        )
+    except DivergedError as error:
+        click.echo(f"mambalab: {error}", err=True)
+        sys.exit(1)
     click.echo(f"{folder}: {summary(result)}")
 
 

@@ -36,6 +36,11 @@ def standard_error(fraction: float, n: int) -> float:
     return (fraction * (1 - fraction) / n) ** 0.5
 
 
+def rows_a_pass(task: Task, sequences: int, pass_tokens: int = PASS_TOKENS) -> int:
+    """How many of so many rows `measure` reads in one forward pass."""
+    return min(sequences, max(1, pass_tokens // task.length))
+
+
 @torch.no_grad()
 def measure(
     model: nn.Module,
@@ -49,7 +54,7 @@ def measure(
     """Accuracy on the rows of step 0 of `seed`, `pass_tokens` tokens at a time (but at least one row)."""
     batch = task.batch(seed, 0, sequences, device)
     right, loss = [], torch.zeros((), dtype=torch.float64, device=device)
-    for part in batch.split(max(1, pass_tokens // task.length)):
+    for part in batch.split(rows_a_pass(task, sequences, pass_tokens)):
         logits, _ = model(part.tokens, logits_at=part.logits_at)
         targets = part.targets.reshape(-1)
         loss += F.cross_entropy(logits.float(), targets, reduction="sum")

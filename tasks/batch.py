@@ -14,6 +14,9 @@ from torch import Tensor
 
 from .randomness import Device, Step
 
+# To which tasks and recipes count.
+MOST = 2**31 - 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -80,5 +83,5 @@ def check_counts(task: Any, **least: int) -> None:
         value = getattr(task, name)
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f"{name} must be an integer, not {value!r}")
-        if not bound <= value < 2**31:
+        if not bound <= value <= MOST:
             raise ValueError(f"{name} must be from {bound} to 2^31 - 1, not {value}")

@@ -12,7 +12,7 @@ _STEPS = "recipe.steps"
 
 
 def claim(folder: Path, recipe: Recipe, settings: dict[str, Any]) -> bool:
-    """Make a folder, which this process holds, the run's of these settings; whether that run is done already.
+    """Make a folder, which this process holds, the run's of these settings; whether that run came to its end already.
 
     ValueError for a folder with something else in it, and for a run of other settings of which anything is kept. A run
     at a constant learning rate may be asked to go on for more steps: those it has done are the same.
@@ -24,7 +24,7 @@ def claim(folder: Path, recipe: Recipe, settings: dict[str, Any]) -> bool:
             raise ValueError(f"{folder} holds something, but no run; name another folder")
     elif _is_anything_kept(folder):
         others = differences(settings, run_files.read_settings(folder))
-        if not others and (folder / run_files.RECORDS).is_file():
+        if not others and _is_any_there(folder, run_files.MODEL, run_files.RECORDS):
             return True
         if others.keys() == {_STEPS} and _may_go_on(folder, recipe, others[_STEPS][1]):
             (folder / run_files.RECORDS).unlink(missing_ok=True)
@@ -39,8 +39,12 @@ def claim(folder: Path, recipe: Recipe, settings: dict[str, Any]) -> bool:
 
 
 def _is_anything_kept(folder: Path) -> bool:
-    results = (run_files.MODEL, run_files.RECORDS)
-    return bool(run_files.checkpoints(folder)) or any((folder / name).is_file() for name in results)
+    results = (run_files.MODEL, run_files.RECORDS, run_files.DIVERGED)
+    return bool(run_files.checkpoints(folder)) or _is_any_there(folder, *results)
+
+
+def _is_any_there(folder: Path, *names: str) -> bool:
+    return any((folder / name).is_file() for name in names)
 
 
 def _may_go_on(folder: Path, recipe: Recipe, steps: int) -> bool:

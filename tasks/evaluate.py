@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..models.chunks import CHUNK
 from .batch import Task
-from .memory import is_shortage
+from .memory import GENERATED, is_shortage, total
 from .randomness import Device
 
 SEQUENCES = 256
@@ -103,9 +103,13 @@ class _Reading:
     progress: Callable[[int], object]
 
 
-def seed_of(base: int, length: int) -> int:
-    """The seed of a length's rows: lengths share none."""
-    return (base + length) % 2**63
+def seed_of(base: int, length: int, training: int) -> int:
+    """The seed of a length's rows, counted from `base` past the one of the training data: lengths share none with it.
+
+    >>> [seed_of(100, length, training=102) for length in (1, 2, 3)]
+    [101, 103, 104]
+    """
+    return (base + length + ((training - base) % 2**63 <= length)) % 2**63
 
 
 @torch.no_grad()
@@ -134,6 +138,9 @@ def evaluate(
     width = min(chunk, task.length) if in_pieces else task.length
     rows = max(1, min(BLOCK, sequences, (pass_tokens or PASS_TOKENS[place.type]) // width))
     read = _read_in_pieces if in_pieces else _read_whole
+    there = total(place)
+    if not in_pieces and there is not None and task.length * GENERATED > there:
+        return LeftOut(length=task.length, sequences=sequences, why="out of memory")
     while True:
         try:
             reading = _Reading(chunk=width, rows=rows, device=place, progress=progress)

@@ -24,15 +24,14 @@ from ..reports import record
 from ..reports.record import Record
 from . import run_files
 from .accuracy import standard_error
-from .batch import Task
+from .batch import MOST, Task
 from .evaluate import LeftOut, Measured, evaluate, reads_in_pieces, seed_of
 from .induction_heads import InductionHeads
-from .outcome import model_name
+from .outcome import ANSWERS, WHOLE, model_name
 from .recipes import Recipe, from_json, to_json
 
 EXPERIMENT = "extrapolation"
-# Of rows, answered without an error; the last record of a length, so that its presence says the length is done.
-WHOLE, ANSWERS, LEFT_OUT = "sequence accuracy", "token accuracy", "length left out"
+LEFT_OUT = "length left out"
 # Of the settings, those that a length has for itself.
 OWN = ("length", "sequences", "evaluation_seed")
 # Seconds from one line about a length at work to the next.
@@ -42,13 +41,15 @@ Say = Callable[[str], object]
 
 
 def doublings(low: int, high: int) -> tuple[int, ...]:
-    """low, 2 low, 4 low … up to `high`; ValueError where there is none.
+    """low, 2 low, 4 low … up to `high`; ValueError where there is none, and for one that no task can have.
 
     >>> doublings(64, 300)
     (64, 128, 256)
     """
     if not 1 <= low <= high:
         raise ValueError(f"lengths must rise from at least 1: the least is {low:,}, the most {high:,}")
+    if high > MOST:
+        raise ValueError(f"lengths must be at most 2^31 - 1, to which tasks count, not {high:,}")
     return tuple(low << i for i in range((high // low).bit_length()))
 
 
@@ -112,7 +113,7 @@ class _Run:
             "length": length,
             "sequences": sequences,
             "chunk": self.chunk if reads_in_pieces(self.model, task) else None,
-            "evaluation_seed": seed_of(self.recipe.evaluation_seed, length),
+            "evaluation_seed": seed_of(self.recipe.evaluation_seed, length, self.recipe.seed),
             "chance": task.chance,
         }
         return own | self._shared
@@ -168,6 +169,7 @@ class _Run:
         whole = replace(first, metric=WHOLE, setting=setting, **_fraction(found.whole, found.sequences))
         if found.answers == found.sequences:
             return [whole]
+        # WHOLE comes last: its presence says that the length is done.
         return [replace(whole, metric=ANSWERS, **_fraction(found.right, found.answers)), whole]
 
 
@@ -237,7 +239,7 @@ class _File:
                 )
 
     def append(self, records: list[Record]) -> None:
-        with self.path.open("ab") as file:
+        with run_files.appending(self.path) as file:
             file.write(record.to_lines(records).encode())
             file.flush()
             os.fsync(file.fileno())

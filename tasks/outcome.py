@@ -1,4 +1,4 @@
-"""What a finished training run measured, as records."""
+"""What a training run measured, or that it diverged, as records."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from ..models.synthetic import SYNTHETIC
 from ..reports.record import Record
 from .accuracy import Accuracy, standard_error
 from .recipes import Recipe, to_json
+
+# Metrics: right answers, and rows with no answer wrong.
+ANSWERS, WHOLE = "token accuracy", "sequence accuracy"
 
 
 def records(
@@ -28,7 +31,7 @@ def records(
         experiment=experiment,
         model=model_name(recipe.model),
         task=recipe.task.name,
-        metric="token accuracy",
+        metric=ANSWERS,
         value=accuracy.token,
         n=accuracy.answers,
         stderr=standard_error(accuracy.token, accuracy.answers),
@@ -38,13 +41,28 @@ def records(
     )
     rows = replace(
         first,
-        metric="sequence accuracy",
+        metric=WHOLE,
         value=accuracy.sequence,
         n=accuracy.sequences,
         stderr=standard_error(accuracy.sequence, accuracy.sequences),
     )
     others = {"loss": accuracy.loss, "parameters": parameters} | _from_log(log)
     return [first, rows, *(replace(first, metric=name, value=v, n=1, stderr=None) for name, v in others.items())]
+
+
+def diverged(recipe: Recipe, steps: int, *, experiment: str, provenance: Mapping[str, Any]) -> Record:
+    """That a run can't go on, and how many of its steps are in its log."""
+    return Record(
+        experiment=experiment,
+        model=model_name(recipe.model),
+        task=recipe.task.name,
+        metric="diverged after step",
+        value=steps,
+        n=1,
+        setting=to_json(recipe) | {"steps_done": steps},
+        seed=recipe.seed,
+        provenance=provenance,
+    )
 
 
 def model_name(config: ModelConfig) -> str:

@@ -18,6 +18,7 @@ from ..models.synthetic import SYNTHETIC, synthetic
 from .associative_recall import AssociativeRecall
 from .batch import Task, check_counts
 from .induction_heads import InductionHeads
+from .randomness import ROWS
 from .selective_copying import SelectiveCopying
 
 TASKS: Mapping[str, type[Any]] = {task.name: task for task in (InductionHeads, SelectiveCopying, AssociativeRecall)}
@@ -65,6 +66,16 @@ class Optimiser:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and low <= value < high):
                 raise ValueError(f"{name} must be a number from {low} to below {high}, not {value!r}")
+
+    def check_fits(self, steps: int) -> None:
+        """ValueError for a schedule that so many steps have no room for."""
+        if self.warmup > steps:
+            raise ValueError(f"optimiser.warmup must be at most steps, {steps}, not {self.warmup}")
+        if self.decay != "constant" and self.warmup + (self.decay_steps or 0) > steps:
+            raise ValueError(
+                f"optimiser.warmup and decay_steps must be at most steps, {steps}, together, not "
+                f"{self.warmup} + {self.decay_steps}"
+            )
 
     def rate(self, step: Tensor, steps: int) -> Tensor | float:
         """The learning rate of the update that follows `step` others, of `steps` in all."""
@@ -116,6 +127,9 @@ class Recipe:
                 raise ValueError(f"{name} must be an integer from 0 to 2^63 - 1, not {getattr(self, name)!r}")
         if self.seed == self.evaluation_seed:
             raise ValueError(f"evaluation_seed must not be the seed of the training data, {self.seed}")
+        for name in ("batch_size", "sequences"):
+            if getattr(self, name) > ROWS:
+                raise ValueError(f"{name} must be at most 2^24, not {getattr(self, name)}")
         if self.matmul not in PRECISIONS:
             raise ValueError(f"matmul must be one of {', '.join(PRECISIONS)}, not {self.matmul!r}")
         if self.model.vocab_size < self.task.vocab_size:
@@ -135,6 +149,7 @@ class Recipe:
             raise ValueError(f"the curriculum has more steps than the recipe, {self.steps}")
         for _, length in self.curriculum:
             self.task_of_size(length)
+        self.optimiser.check_fits(self.steps)
 
     def task_of_size(self, size: int) -> Task:
         """The task with rows of this size, counted as its `sized_by` field counts."""

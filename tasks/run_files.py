@@ -5,6 +5,7 @@ log.jsonl                     one line each `log_every` steps: loss, accuracy, s
 checkpoint-00001000.safetensors  weights, optimiser and step after so many steps; the last two are kept
 model.safetensors             the weights at the end, under the model's own names
 records.jsonl                 the measured numbers; written last, so that its presence says the run is done
+diverged/records.jsonl        that the loss became no finite number; removed when another attempt comes through
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -24,12 +26,13 @@ from torch import Tensor
 from ..models import weight_files
 from ..reports.record import Record, to_lines
 
-SETTINGS, PIECES, LOG, MODEL, RECORDS = (
+SETTINGS, PIECES, LOG, MODEL, RECORDS, DIVERGED = (
     "settings.json",
     "pieces.json",
     "log.jsonl",
     "model.safetensors",
     "records.jsonl",
+    "diverged/records.jsonl",
 )
 _CHECKPOINT = "checkpoint-{:08d}.safetensors"
 KEPT = 2
@@ -101,8 +104,15 @@ def write_pieces(folder: Path, pieces: list[dict[str, Any]]) -> None:
 
 
 def write_records(folder: Path, records: list[Record]) -> None:
-    """Write the records, which says that the run is done."""
+    """Write the records, which says that the run is done; an earlier attempt that diverged is forgotten."""
+    shutil.rmtree((folder / DIVERGED).parent, ignore_errors=True)
     _write(folder / RECORDS, to_lines(records))
+
+
+def write_diverged(folder: Path, found: Record) -> None:
+    """Write that the run diverged: a result too, but not one that says that the run is done."""
+    (folder / DIVERGED).parent.mkdir(exist_ok=True)
+    _write(folder / DIVERGED, to_lines([found]))
 
 
 def _write(path: Path, text: str) -> None:
@@ -147,8 +157,18 @@ def rewind_log(folder: Path, step: int) -> list[dict[str, Any]]:
 
 def append_log(folder: Path, line: Mapping[str, Any]) -> None:
     """Add one line."""
-    with (folder / LOG).open("a", encoding="utf-8") as file:
-        file.write(_line(line))
+    with appending(folder / LOG) as file:
+        file.write(_line(line).encode())
+
+
+@contextlib.contextmanager
+def appending(path: Path) -> Iterator[BinaryIO]:
+    """The file, to be written to at its end; an OSError names it, as that of a full disk by itself does not."""
+    try:
+        with path.open("ab") as file:
+            yield file
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _line(content: Mapping[str, Any]) -> str:
@@ -169,7 +189,7 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> 
     """Write the tensors and their digest, whole or not at all; older checkpoints than the one before are removed."""
     path = checkpoint_path(folder, step)
     # The log that leads up to it must be there after a power cut, too.
-    with (folder / LOG).open("ab") as log:
+    with appending(folder / LOG) as log:
         os.fsync(log.fileno())
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with weight_files.atomic(path) as part:

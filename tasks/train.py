@@ -14,6 +14,7 @@ import torch
 from ..ext import backends
 from ..models import build, parameter_count, restore, store
 from ..models.building import Model
+from ..reports import record
 from . import memory, outcome, run_files
 from .accuracy import Accuracy, measure
 from .claim import claim
@@ -46,6 +47,16 @@ def load(folder: str | Path, *, device: str = "cpu", backend: str | None = None)
     return recipe, restore(folder, device=device, backend=backend)
 
 
+def damage(folder: str | Path) -> str | None:
+    """What is missing or torn of the weights and records that a finished run has left; None where all is whole."""
+    try:
+        record.read(Path(folder) / run_files.RECORDS)
+        restore(folder)
+    except (ValueError, FileNotFoundError) as error:
+        return str(error)
+    return None
+
+
 def train(
     recipe: Recipe,
     out: str | Path,
@@ -64,22 +75,40 @@ def train(
     provenance  what the records say of their origin; the backend's name is added
 
     ValueError for a folder that another process holds, or that has other settings (a longer run at a constant learning
-    rate is the one thing that may differ). `DivergedError` names the step and the last checkpoint before it.
+    rate is the one thing that may differ). `DivergedError` names the step and the last checkpoint before it, and leaves
+    a record. What is damaged of a finished run is made again from its last checkpoint; without one it is a ValueError.
     """
     folder, place = Path(out), torch.device(device)
     with run_files.held(folder), torch.cuda.device(place) if place.type == "cuda" else nullcontext():
         memory.check(recipe, place)
         name = backends.pick(device, backend, recipe.model.is_complex).name
-        if claim(folder, recipe, {"recipe": to_json(recipe), "device": place.type, "backend": name}):
+        is_at_end = claim(folder, recipe, {"recipe": to_json(recipe), "device": place.type, "backend": name})
+        if is_at_end and _is_whole(folder, say):
             say("done already, and kept as it is")
             return _finished(run_files.read_log(folder), recipe)
         with memory.shortage_said(recipe):
             run = _Run(recipe, folder, device=place, backend=backend, unroll=unroll, say=say)
             run.begin(provenance or {})
-            result = run.go(seconds)
+            origin = {**(provenance or {}), "backend": name, "pieces": run.pieces}
+            try:
+                result = run.go(seconds)
+            except DivergedError:
+                run.give_up(experiment, origin)
+                raise
         if result.done:
-            run.finish(result, experiment, {**(provenance or {}), "backend": name})
+            run.finish(result, experiment, origin)
     return result
+
+
+def _is_whole(folder: Path, say: Say) -> bool:
+    """Whether a run at its end may be kept as it is; a ValueError where it may not, and no checkpoint is left."""
+    found = damage(folder)
+    if found is None:
+        return True
+    if not run_files.checkpoints(folder):
+        raise ValueError(f"{found}; no checkpoint is left to make it again from")
+    say(f"going back to the last checkpoint: {found}")
+    return False
 
 
 def _finished(log: list[dict[str, Any]], recipe: Recipe) -> Result:
@@ -221,6 +250,11 @@ class _Run:
         kept = f"the last checkpoint is {last[0]}" if last else "there is no checkpoint before it"
         return f"{self.folder}: the loss of step {step} is {loss}; {kept}"
 
+    def give_up(self, experiment: str, provenance: Mapping[str, Any]) -> None:
+        """Write the record of a run that diverged."""
+        made = outcome.diverged(self.recipe, self.step, experiment=experiment, provenance=provenance)
+        run_files.write_diverged(self.folder, made)
+
     def finish(self, result: Result, experiment: str, provenance: Mapping[str, Any]) -> None:
         """Write the weights and the records."""
         assert result.accuracy is not None, "the last line of the log is always measured"
@@ -231,7 +265,7 @@ class _Run:
             result.accuracy,
             parameters=parameter_count(self.trainee.model),
             experiment=experiment,
-            provenance={**provenance, "pieces": self.pieces},
+            provenance=provenance,
         )
         run_files.write_records(self.folder, made)
 

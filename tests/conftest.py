@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -89,3 +90,44 @@ def evaluated(places, tmp_path, unchecked):
         return line
 
     return evaluate
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """Thousands of tiny steps, in which checking shapes and waiting for a second thread would take most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def whole(quick, tmp_path_factory) -> Path:
+    """A training run that nothing interrupted."""
+    from train_kills import TINY, run
+
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    result = run(folder)
+    assert (result.step, result.done) == (TINY.steps, True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped(quick, tmp_path_factory) -> Path:
+    """A training run that stopped at each of its first 20 lines, the last of which is that of step 80."""
+    from mambalab.tasks import run_files
+    from train_kills import run
+
+    folder = tmp_path_factory.mktemp("runs") / "stopped"
+    for _ in range(20):
+        assert not run(folder, seconds=0.0).done
+    assert run_files.checkpoints(folder)[0] == run_files.checkpoint_path(folder, 80)
+    return folder
+
+
+@pytest.fixture
+def halfway(stopped, tmp_path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(stopped, tmp_path / "run"))

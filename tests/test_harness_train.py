@@ -110,9 +110,17 @@ def test_train_refuses_a_folder_of_other_settings(tmp_path):
 
 
 def test_a_run_that_diverges_is_one_line_too(tmp_path):
-    wild = settings(optimiser__learning_rate="1e30")
-    line = refused(mambalab("train", "induction-heads", *wild, "--out", tmp_path / "run"))
-    assert "the loss of step 2 is nan; there is no checkpoint before it" in line
+    """It failed, where a mistake in its settings is refused: the status is another."""
+    command = ("train", "induction-heads", *settings(optimiser__learning_rate="1e30"), "--out", tmp_path / "run")
+    for _ in range(2):
+        answer = mambalab(*command)
+        assert answer.status == 1
+        assert answer.err == (
+            f"mambalab: {tmp_path / 'run'}: the loss of step 2 is nan; there is no checkpoint before it\n"
+        )
+    (found,) = record.read(tmp_path / "run" / "diverged" / "records.jsonl")
+    assert (found.experiment, found.metric, found.value) == ("training", "diverged after step", 0)
+    assert "| mamba-variant | induction-heads |" in mambalab("report", tmp_path).out
 
 
 @pytest.mark.parametrize(

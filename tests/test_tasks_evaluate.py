@@ -154,6 +154,16 @@ def test_positions_that_end_are_left_out_with_their_rule():
     assert isinstance(evaluate(build(config), InductionHeads(length=32), seed=SEED, sequences=4), Measured)
 
 
+def test_rows_that_can_t_even_be_made_are_left_out(monkeypatch):
+    """A system that promises memory it does not have would end the process."""
+    monkeypatch.setattr("mambalab.tasks.evaluate.total", lambda device: 24 * 100 - 1)
+    left_out = evaluate(Reader(TASK.oracle, carries_state=False), TASK, seed=SEED, sequences=4)
+    assert left_out == LeftOut(length=100, sequences=4, why="out of memory")
+    assert found(Reader(TASK.oracle)).right == 64
+    monkeypatch.setattr("mambalab.tasks.evaluate.total", lambda device: 24 * 100)
+    assert found(Reader(TASK.oracle, carries_state=False)).right == 64
+
+
 def test_another_error_is_not_mistaken_for_a_lack_of_memory():
     def broken(tokens: Tensor) -> Tensor:
         raise RuntimeError("a defect")
@@ -176,8 +186,17 @@ def test_of_several_answers_single_ones_and_rows_are_counted(task):
 
 
 def test_every_length_has_rows_of_its_own():
-    assert len({seed_of(SEED, 2**e) for e in range(6, 25)}) == 19
-    assert all(0 <= seed_of(2**63 - 1, 2**e) < 2**63 for e in range(6, 25))
+    assert [seed_of(SEED, 2**e, training=0) for e in range(6, 25)] == [SEED + 2**e for e in range(6, 25)]
+    assert all(0 <= seed_of(2**63 - 1, 2**e, training=0) < 2**63 for e in range(6, 25))
+
+
+@pytest.mark.parametrize("base", [0, SEED, 2**63 - 100])
+@pytest.mark.parametrize("ahead", [1, 2, 64, 199, 200, 1000])
+def test_no_length_has_the_rows_of_the_training(base, ahead):
+    training = (base + ahead) % 2**63
+    taken = {base, training}
+    assert not taken & {seed_of(base, length, training) for length in range(1, 200)}
+    assert len({seed_of(base, length, training) for length in range(1, 200)}) == 199
 
 
 @pytest.mark.parametrize(("options", "why"), [({"sequences": 0}, "sequences"), ({"chunk": 0}, "chunk")])

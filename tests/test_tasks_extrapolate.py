@@ -11,7 +11,8 @@ from mambalab.models.synthetic import synthetic
 from mambalab.reports import record
 from mambalab.reports.record import Record
 from mambalab.tasks import InductionHeads, Recipe, SelectiveCopying
-from mambalab.tasks.extrapolate import ANSWERS, LEFT_OUT, WHOLE, doublings, extrapolate, published_row
+from mambalab.tasks.extrapolate import LEFT_OUT, doublings, extrapolate, published_row
+from mambalab.tasks.outcome import ANSWERS, WHOLE
 from mambalab.tasks.recipes import with_model
 from mambalab.tasks.train import train
 
@@ -178,7 +179,10 @@ def test_only_a_finished_run_is_measured(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("low", "high", "wanted"), [(64, 64, (64,)), (64, 256, (64, 128, 256)), (3, 23, (3, 6, 12))])
+@pytest.mark.parametrize(
+    ("low", "high", "wanted"),
+    [(64, 64, (64,)), (64, 256, (64, 128, 256)), (3, 23, (3, 6, 12)), (2**29, 2**31 - 1, (2**29, 2**30))],
+)
 def test_lengths_double(low, high, wanted):
     assert doublings(low, high) == wanted
 

@@ -118,6 +118,12 @@ def test_the_rate_is_the_schedule(settings, rates):
         ({"evaluation_seed": 0}, "evaluation_seed must not be the seed of the training data"),
         ({"seed": -1}, "seed must be an integer from 0"),
         ({"matmul": "float16"}, "matmul must be one of float32, tf32, bfloat16, not 'float16'"),
+        ({"sequences": 2**24 + 1}, r"sequences must be at most 2\^24, not 16777217"),
+        ({"optimiser": Optimiser(warmup=204_801)}, "optimiser.warmup must be at most steps, 204800, not 204801"),
+        (
+            {"optimiser": Optimiser(decay="linear", warmup=1, decay_steps=204_800)},
+            r"optimiser.warmup and decay_steps must be at most steps, 204800, together, not 1 \+ 204800",
+        ),
         ({"task": InductionHeads(vocab_size=17)}, "model.vocab_size must be at least task.vocab_size, not 16 < 17"),
     ],
     ids=str,
@@ -125,6 +131,20 @@ def test_the_rate_is_the_schedule(settings, rates):
 def test_an_impossible_recipe_is_one_line(changes, says, unchecked):
     with pytest.raises(ValueError, match=says):
         replace(BASE, **changes)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Optimiser(warmup=204_800),
+        Optimiser(decay="linear", warmup=1, decay_steps=204_799),
+        Optimiser(decay="cosine", warmup=204_800),
+        Optimiser(decay_steps=204_801),
+    ],
+    ids=str,
+)
+def test_a_schedule_may_fill_the_run(schedule):
+    assert replace(BASE, optimiser=schedule).optimiser == schedule
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
-"""A training run ends with the same bits however often it was interrupted, and says clearly why it can't go on."""
+"""A training run ends with the same bits however often it was interrupted, and has what its settings say."""
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -11,7 +10,6 @@ from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 
-import jaxtyping
 import pytest
 import torch
 from mambalab.models import build, weight_files
@@ -19,58 +17,11 @@ from mambalab.reports import record
 from mambalab.tasks import InductionHeads, SelectiveCopying, run_files
 from mambalab.tasks.recipes import Optimiser
 from mambalab.tasks.step import Trainee, captured
-from mambalab.tasks.train import DivergedError, load, train
-from train_kills import BACKEND, KILLS, MODEL, TINY
+from mambalab.tasks.train import load, train
+from train_kills import BACKEND, KILLS, MODEL, TINY, outcome, run
 
 HERE = Path(__file__).parent
-TIMES = ("seconds", "steps_per_second")
-
-
-def run(out: Path, recipe=TINY, **changes):
-    return train(recipe, out, backend=BACKEND, **changes)
-
-
-def outcome(folder: Path) -> tuple[bytes, list[dict]]:
-    """The weights, and the log without what depends on the clock."""
-    lines = run_files.read_log(folder)
-    kept = [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
-    return (folder / run_files.MODEL).read_bytes(), kept
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    """Thousands of tiny steps, in which checking shapes and waiting for a second thread would take most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-        yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def whole(_quick, tmp_path_factory) -> Path:
-    """A run that nothing interrupted."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    result = run(folder)
-    assert (result.step, result.done) == (TINY.steps, True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def stopped(_quick, tmp_path_factory) -> Path:
-    """A run that stopped at each of its first 20 lines, the last of which is that of step 80."""
-    folder = tmp_path_factory.mktemp("runs") / "stopped"
-    for _ in range(20):
-        assert not run(folder, seconds=0.0).done
-    assert run_files.checkpoints(folder)[0] == run_files.checkpoint_path(folder, 80)
-    return folder
-
-
-@pytest.fixture
-def halfway(stopped, tmp_path) -> Path:
-    """A copy of it."""
-    return Path(shutil.copytree(stopped, tmp_path / "run"))
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_a_killed_run_ends_with_the_same_weights_and_log(whole, tmp_path):
@@ -84,40 +35,6 @@ def test_a_killed_run_ends_with_the_same_weights_and_log(whole, tmp_path):
 def test_a_run_in_pieces_ends_with_the_same_weights_and_log(whole, halfway):
     assert run(halfway).done
     assert outcome(halfway) == outcome(whole)
-
-
-@pytest.mark.parametrize("harm", ["cut short", "empty", "one bit flipped", "a text"])
-def test_a_damaged_checkpoint_is_left_aside_for_the_one_before(whole, halfway, harm):
-    path = run_files.checkpoints(halfway)[0]
-    content = bytearray(path.read_bytes())
-    content[-100] ^= 1
-    damaged = {"cut short": content[:-50], "empty": b"", "one bit flipped": content, "a text": b"not one\n" * 9}[harm]
-    path.write_bytes(damaged)
-    said = []
-    assert run(halfway, say=said.append).done
-    assert said[0].startswith(f"left aside: {path}: ")
-    assert said[1] == "going on after step 76"
-    assert outcome(halfway) == outcome(whole)
-
-
-def test_a_run_with_nothing_but_damaged_checkpoints_says_so(halfway):
-    for path in run_files.checkpoints(halfway):
-        path.write_bytes(b"")
-    with pytest.raises(ValueError, match="no checkpoint here is whole; remove them to begin again"):
-        run(halfway)
-
-
-def test_a_log_line_cut_short_by_a_kill_is_written_again(whole, halfway):
-    log = halfway / run_files.LOG
-    log.write_text(log.read_text() + '{"step": 84, "lo')
-    assert run(halfway).done
-    assert outcome(halfway) == outcome(whole)
-
-
-def test_a_log_that_is_not_there_is_said(halfway):
-    (halfway / run_files.LOG).unlink()
-    with pytest.raises(ValueError, match=r"log\.jsonl does not reach step 80, of the last whole checkpoint"):
-        run(halfway)
 
 
 def test_the_last_two_checkpoints_are_kept(whole):
@@ -213,39 +130,6 @@ def test_a_folder_at_which_a_run_is_at_work_is_refused(halfway):
         run(halfway)
 
 
-def test_a_loss_that_is_not_finite_names_its_step_and_the_last_checkpoint(halfway):
-    checkpoint = run_files.checkpoints(halfway)[0]
-    tensors = run_files.read_checkpoint(checkpoint)
-    tensors["model.lm_head.weight"][3, 3] = float("nan")
-    run_files.write_checkpoint(halfway, 80, tensors)
-    with pytest.raises(DivergedError, match=f"the loss of step 81 is nan; the last checkpoint is {checkpoint}$"):
-        run(halfway)
-    assert run_files.checkpoints(halfway)[0] == checkpoint
-    assert run_files.read_log(halfway)[-1]["step"] == 80
-
-
-def test_a_first_loss_that_is_not_finite_says_that_there_is_no_checkpoint(tmp_path):
-    wild = replace(TINY, optimiser=Optimiser(learning_rate=1e30), curriculum=())
-    with pytest.raises(DivergedError, match=r"the loss of step \d is nan; there is no checkpoint before it"):
-        run(tmp_path / "run", wild)
-
-
-def test_memory_that_is_not_there_is_said_before_anything_is_made(tmp_path):
-    long = replace(TINY, task=InductionHeads(length=2**31 - 1, vocab_size=8), batch_size=2**10)
-    with pytest.raises(ValueError, match="no memory to train on 1024 rows of 2,147,483,647 tokens"):
-        run(tmp_path / "run", long)
-    assert not (tmp_path / "run").exists()
-
-
-def test_memory_that_runs_out_is_one_line(tmp_path, monkeypatch):
-    def fail(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nAnd more.")
-
-    monkeypatch.setattr(Trainee, "advance", fail)
-    with pytest.raises(ValueError, match=r"^no memory to train on 2 rows of 6 tokens \(CUDA out of memory. .*GiB.\)$"):
-        run(tmp_path / "run")
-
-
 def test_the_log_tells_each_stage_of_the_curriculum_and_every_measurement(whole):
     _, lines = outcome(whole)
     assert [line["step"] for line in lines] == list(range(4, 241, 4))
@@ -327,24 +211,6 @@ def test_a_finished_run_is_loaded_again(whole):
     assert not model.training
 
 
-@pytest.mark.parametrize(
-    ("harm", "error", "says"),
-    [
-        (lambda f: (f / run_files.MODEL).unlink(), FileNotFoundError, "no weights here"),
-        (lambda f: (f / run_files.SETTINGS).unlink(), FileNotFoundError, "no run here"),
-        (lambda f: (f / run_files.SETTINGS).write_text("[]"), ValueError, "not the settings of a run"),
-        (lambda f: (f / run_files.SETTINGS).write_text('{"recipe": {}}'), ValueError, "not a recipe"),
-        (lambda f: (f / "config.json").unlink(), FileNotFoundError, "no config.json here"),
-    ],
-)
-def test_a_run_that_can_t_be_loaded_says_why(whole, tmp_path, harm, error, says):
-    for name in (run_files.MODEL, run_files.SETTINGS, "config.json"):
-        (tmp_path / name).write_bytes((whole / name).read_bytes())
-    harm(tmp_path)
-    with pytest.raises(error, match=says):
-        load(tmp_path, backend=BACKEND)
-
-
 def test_steps_taken_together_are_the_steps_one_by_one():
     recipe = replace(TINY, curriculum=())
     one, together = (Trainee(recipe, build(recipe.model, backend=BACKEND), torch.device("cpu")) for _ in range(2))
@@ -372,14 +238,6 @@ def test_warming_up_and_capturing_leave_no_trace(monkeypatch):
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
-def test_a_checkpoint_of_another_model_is_refused(halfway):
-    path = run_files.checkpoints(halfway)[0]
-    tensors = run_files.read_checkpoint(path)
-    run_files.write_checkpoint(halfway, 80, {name.replace("lm_head", "head"): t for name, t in tensors.items()})
-    with pytest.raises(ValueError, match="its tensors are not those of this run's model; was it made by other code"):
-        run(halfway)
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("unroll", [1, 5])
 def test_a_captured_step_learns_what_a_plain_one_does(unroll):
@@ -405,33 +263,6 @@ def test_a_run_in_pieces_on_the_gpu_ends_with_the_same_weights(tmp_path):
     while not train(TINY, tmp_path / "pieces", device="cuda", seconds=0.2).done:
         pass
     assert outcome(tmp_path / "pieces") == outcome(tmp_path / "whole")
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "says"),
-    [
-        ("log.jsonl", b"5\n", "log.jsonl does not reach step 80, of the last whole checkpoint"),
-        ("log.jsonl", b'{"step": 80}\n', "log.jsonl does not reach step 80"),
-        ("log.jsonl", b"\xff\xfe", "log.jsonl does not reach step 80"),
-        ("pieces.json", b'[{"x": 1}]', "pieces.json: not what a run writes there"),
-        ("pieces.json", b'[{"after_st', "pieces.json: not what a run writes there"),
-    ],
-)
-def test_a_damaged_file_is_named_and_left_as_it_is(halfway, name, text, says):
-    (halfway / name).write_bytes(text)
-    with pytest.raises(ValueError, match=says):
-        run(halfway)
-    assert (halfway / name).read_bytes() == text
-
-
-def test_a_run_that_is_done_is_told_so_though_its_log_has_lost_its_end(whole, tmp_path):
-    done = tmp_path / "done"
-    shutil.copytree(whole, done)
-    lines = (done / "log.jsonl").read_text().splitlines(keepends=True)
-    unmeasured = [line for line in lines if "measured" not in line]
-    (done / "log.jsonl").write_text("".join(unmeasured))
-    result = run(done)
-    assert (result.done, result.accuracy) == (True, None)
 
 
 def test_weights_have_the_mode_of_other_files(whole):

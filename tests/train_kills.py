@@ -11,12 +11,13 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from mambalab.models.registry import MambaConfig
-from mambalab.tasks import InductionHeads
+from mambalab.tasks import InductionHeads, run_files
 from mambalab.tasks.recipes import Optimiser, Recipe
-from mambalab.tasks.train import train
+from mambalab.tasks.train import Result, train
 
 MODEL = MambaConfig(d_model=8, n_layer=1, vocab_size=8, d_state=2, tie_embeddings=False)
 TINY = Recipe(
@@ -34,6 +35,19 @@ TINY = Recipe(
 # The definition: it starts no threads, so that a process may fork after it.
 BACKEND = "reference"
 KILLS = 10
+TIMES = ("seconds", "steps_per_second")
+
+
+def run(out: Path, recipe: Recipe = TINY, **changes: Any) -> Result:
+    """Train it here."""
+    return train(recipe, out, backend=BACKEND, **changes)
+
+
+def outcome(folder: Path) -> tuple[bytes, list[dict[str, Any]]]:
+    """The weights, and the log without what depends on the clock."""
+    lines = run_files.read_log(folder)
+    kept = [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+    return (folder / run_files.MODEL).read_bytes(), kept
 
 
 def attempt(folder: Path, delay: float | None) -> bool:
