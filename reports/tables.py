@@ -7,12 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import ablations, bad_input, bench, extrapolation, markdown, paired, parity, provenance, synthetic, zero_shot
+from . import (
+    ablations,
+    bad_input,
+    bench,
+    extrapolation,
+    markdown,
+    paired,
+    parity,
+    provenance,
+    synthetic,
+    training_runs,
+    zero_shot,
+)
 from .bench import bench_table
 from .jsonl import write_whole
 from .published import scale
 from .record import Record
-from .runs import ZERO_SHOT, Run, labels, load_runs
+from .runs import ZERO_SHOT, Run, labels, load_all
 from .trained import EXPERIMENT as TRAINING
 from .trained import hows, trained, training_table
 from .trained import lines as training_lines
@@ -55,10 +67,10 @@ class Section:
     """One experiment's part of a report; `lines` are its numbers for the CSV."""
 
     title: str
-    table: str
+    table: str = ""
     notes: Sequence[str] = ()
     details: str = ""
-    lines: Sequence[dict[str, Any]]
+    lines: Sequence[dict[str, Any]] = ()
 
     def short(self) -> str:
         parts = [self.table, markdown.bullets(self.notes)]
@@ -79,15 +91,16 @@ def report(paths: Sequence[Path | str], *, pairs: Pairs = ()) -> Report:
     """
     if not paths:
         raise ValueError("no runs given")
-    runs = [run for path in dict.fromkeys(Path(p) for p in paths) for run in load_runs(path)]
+    runs = load_all(paths)
     experiments = dict.fromkeys(r.experiment for run in runs for r in run.records)
     sections = [section for experiment in experiments for section in _whole_sections(experiment, runs)]
+    sections += _unfinished_sections(paths)
     compared, paired_lines = _comparisons(runs, pairs)
     return Report(
-        markdown="\n".join([*(s.full() for s in sections), *compared, _what_ran(runs)]),
+        markdown="\n".join([*(s.full() for s in sections), *compared, *([_what_ran(runs)] if runs else [])]),
         table="\n".join(s.short() for s in sections),
         csv=markdown.to_csv([line for s in sections for line in s.lines]),
-        paired_csv=markdown.to_csv(paired_lines) if paired_lines else "",
+        paired_csv=markdown.to_csv(paired_lines),
     )
 
 
@@ -239,6 +252,12 @@ def _ablation_section(one: ablations.Found) -> Section:
         notes=ablations.notes(one),
         lines=ablations.lines(one),
     )
+
+
+def _unfinished_sections(paths: Sequence[Path | str]) -> list[Section]:
+    """What has no records yet: not a row of a table, but not left out either."""
+    notes = training_runs.unfinished(training_runs.find(map(Path, paths)))
+    return [Section(title="Not finished", notes=notes)] if notes else []
 
 
 def _plain_section(experiment: str, records: Sequence[Record]) -> Section:

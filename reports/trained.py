@@ -116,16 +116,21 @@ def length(setting: Mapping[str, Any]) -> int:
 
 def how(setting: Mapping[str, Any]) -> str:
     """How a training was done, in a line."""
+    return ", ".join(manner(setting))
+
+
+def manner(setting: Mapping[str, Any]) -> list[str]:
+    """How a training was done, one thing after another."""
     optimiser = setting["optimiser"]
     kind = "AdamW" if optimiser["weight_decay"] else "Adam"
-    parts = [
+    return [
         f"batches of {setting['batch_size']}",
-        f"{kind} at {optimiser['learning_rate']:g}, {_schedule(optimiser)}",
+        f"{kind} at {optimiser['learning_rate']:g}",
+        _schedule(optimiser),
         *_unusual(setting),
         *([f"gradients clipped to {optimiser['clip']:g}"] if optimiser["clip"] else []),
         *([f"first {stages}"] if (stages := _curriculum(setting["curriculum"])) else []),
     ]
-    return ", ".join(parts)
 
 
 PRODUCTS = {"tf32": "TF32", "bfloat16": "bfloat16"}
