@@ -26,8 +26,9 @@ from .published import scale
 from .record import Record
 from .runs import ZERO_SHOT, Run, labels, load_all
 from .trained import EXPERIMENT as TRAINING
-from .trained import hows, trained, training_table
+from .trained import Trained, trained, training_table
 from .trained import lines as training_lines
+from .training_runs import TrainingRun
 from .zero_shot import zero_shot_long, zero_shot_table
 
 if TYPE_CHECKING:
@@ -93,8 +94,9 @@ def report(paths: Sequence[Path | str], *, pairs: Pairs = ()) -> Report:
         raise ValueError("no runs given")
     runs = load_all(paths)
     experiments = dict.fromkeys(r.experiment for run in runs for r in run.records)
-    sections = [section for experiment in experiments for section in _whole_sections(experiment, runs)]
-    sections += _unfinished_sections(paths)
+    logs = training_runs.find(map(Path, paths))
+    sections = [section for experiment in experiments for section in _whole_sections(experiment, runs, logs)]
+    sections += _unfinished_sections(logs)
     compared, paired_lines = _comparisons(runs, pairs)
     return Report(
         markdown="\n".join([*(s.full() for s in sections), *compared, *([_what_ran(runs)] if runs else [])]),
@@ -141,22 +143,23 @@ def _paired_line(result: paired.Comparison, a: str, b: str) -> dict[str, object]
     }
 
 
-def _whole_sections(experiment: str, runs: Sequence[Run]) -> list[Section]:
+def _whole_sections(experiment: str, runs: Sequence[Run], logs: Sequence[TrainingRun]) -> list[Section]:
     try:
-        return _sections(experiment, runs)
+        return _sections(experiment, runs, logs)
     except KeyError as error:
         # A setting that our own commands write is not there.
         raise ValueError(f"a record of {experiment!r} was not written by mambalab: it has no {error}") from None
 
 
-def _sections(experiment: str, runs: Sequence[Run]) -> list[Section]:
+def _sections(experiment: str, runs: Sequence[Run], logs: Sequence[TrainingRun]) -> list[Section]:
     if experiment == ZERO_SHOT:
         return [_zero_shot_section(runs)]
     records = [r for run in runs for r in run.records if r.experiment == experiment]
     if experiment == TRAINING:
-        return _training_sections(records)
+        finished = trained(records)
+        return _training_sections([*finished, *training_runs.so_far(logs, finished)])
     if experiment == extrapolation.EXPERIMENT:
-        return _extrapolation_sections(records)
+        return _extrapolation_sections(records, [r for run in runs for r in run.records if r.experiment == TRAINING])
     if ablation := ablations.name_of(experiment):
         return [_ablation_section(one) for one in ablations.found(ablation, records)]
     if experiment == parity.EXPERIMENT:
@@ -208,35 +211,33 @@ def _bad_input_section(records: Sequence[Record]) -> Section:
     )
 
 
-def _training_sections(records: Sequence[Record]) -> list[Section]:
+def _training_sections(runs: Sequence[Trained]) -> list[Section]:
     """Table 1, of what belongs there; then whatever else was trained."""
-    runs = trained(records)
     copying = [run for run in runs if synthetic.is_table1(run)]
     others = [run for run in runs if not synthetic.is_table1(run)]
-    first = Section(
-        title="Selective copying (Table 1)",
-        table=markdown.table(synthetic.table1(copying), left=("Model", "Architecture", "Layer")),
-        notes=synthetic.table1_notes(copying),
-        lines=training_lines(copying),
-    )
-    rest = Section(
-        title="Training",
-        table=markdown.table(training_table(others), left=("Model", "Task")),
-        notes=hows(others),
-        lines=training_lines(others),
-    )
-    return [section for section, of in ((first, copying), (rest, others)) if of]
+    made = []
+    if copying:
+        table, notes = synthetic.table1(copying)
+        text = markdown.table(table, left=("Model", "Architecture", "Layer"))
+        title = "Selective copying (Table 1)"
+        made.append(Section(title=title, table=text, notes=notes, lines=training_lines(copying)))
+    if others:
+        table, notes = training_table(others)
+        text = markdown.table(table, left=("Model", "Task"))
+        made.append(Section(title="Training", table=text, notes=notes, lines=training_lines(others)))
+    return made
 
 
-def _extrapolation_sections(records: Sequence[Record]) -> list[Section]:
-    """Table 2, of induction heads; then other tasks."""
+def _extrapolation_sections(records: Sequence[Record], training: Sequence[Record]) -> list[Section]:
+    """Table 2, of induction heads, with what the records of their training tell; then other tasks."""
     heads = [r for r in records if r.task == synthetic.INDUCTION_HEADS]
     others = [r for r in records if r.task != synthetic.INDUCTION_HEADS]
-    found = synthetic.reaches(heads)
+    found = synthetic.reaches(heads, trained(training))
     made = []
     if heads:
-        table2 = markdown.table(synthetic.table2(found), left=("Model", "Measured"))
-        details, notes = extrapolation.report(heads), synthetic.table2_notes(found)
+        table, notes = synthetic.table2(found)
+        table2 = markdown.table(table, left=("Model", "Measured"))
+        details = extrapolation.report(heads)
         title, numbers = "Induction heads (Table 2)", synthetic.reach_lines(found)
         made.append(Section(title=title, table=table2, notes=notes, details=details, lines=numbers))
     if others:
@@ -254,9 +255,9 @@ def _ablation_section(one: ablations.Found) -> Section:
     )
 
 
-def _unfinished_sections(paths: Sequence[Path | str]) -> list[Section]:
-    """What has no records yet: not a row of a table, but not left out either."""
-    notes = training_runs.unfinished(training_runs.find(map(Path, paths)))
+def _unfinished_sections(logs: Sequence[TrainingRun]) -> list[Section]:
+    """What has no records yet is said, whether it is a row of a table or not."""
+    notes = training_runs.unfinished(logs)
     return [Section(title="Not finished", notes=notes)] if notes else []
 
 

@@ -7,15 +7,18 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from types import MappingProxyType
 from typing import Any
 
 from . import jsonl, markdown, record
-from .trained import how, length
+from .naming import how, length
+from .trained import SEQUENCES, SOLVED, TOKENS, Trained
 
 # As tasks.run_files and harness.ablate write them; a run has records at its end, or a record that it diverged.
 SETTINGS, LOG, RECORDS = "settings.json", "log.jsonl", "records.jsonl"
 ENDS = (RECORDS, f"diverged/{RECORDS}")
+NUMBERS = {"step", "loss", "accuracy", "steps_per_second", "seconds"}
 
 ANSWERS: Mapping[str, Callable[[Mapping[str, Any]], int]] = MappingProxyType(
     {
@@ -105,7 +108,7 @@ def _log(path: Path) -> list[dict[str, Any]]:
             line = json.loads(text)
         except ValueError:
             break
-        if not isinstance(line, dict) or not {"step", "loss", "accuracy", "seconds"} <= line.keys():
+        if not isinstance(line, dict) or not line.keys() >= NUMBERS:
             break
         lines.append(line)
     return lines
@@ -119,6 +122,37 @@ def _model(folder: Path) -> str | None:
 def unfinished(runs: Sequence[TrainingRun]) -> list[str]:
     """A line for each run that is not finished: how far it is, what it last got right, and how it is trained."""
     return [_standing(run) for run in runs if not run.is_finished]
+
+
+def so_far(runs: Sequence[TrainingRun], finished: Sequence[Trained]) -> list[Trained]:
+    """What the logs of unfinished runs say, of those whose model is that of a finished one, which names it."""
+    names = {json.dumps(one.setting["model"], sort_keys=True): one.model for one in finished}
+    return [
+        Trained(
+            model=names[shape],
+            task=run.task,
+            seed=run.seed,
+            setting={**run.setting, "steps_done": run.step},
+            values=_values(run),
+            is_finished=False,
+        )
+        for run in runs
+        if not run.is_finished and (shape := json.dumps(run.setting["model"], sort_keys=True)) in names
+    ]
+
+
+def _values(run: TrainingRun) -> dict[str, float]:
+    """The last numbers of a log, under the names that records have for them."""
+    measured = [(line, line["measured"]) for line in run.log if "measured" in line]
+    values: dict[str, float] = {}
+    if measured:
+        values |= {TOKENS: measured[-1][1]["token"], SEQUENCES: measured[-1][1]["sequence"]}
+    if solved := [line for line, found in measured if found["sequence"] == 1]:
+        values |= {SOLVED: solved[0]["step"], "seconds to solved": solved[0]["seconds"]}
+    if run.log:
+        values["steps per second"] = median(line["steps_per_second"] for line in run.log)
+        values["training seconds"] = run.log[-1]["seconds"]
+    return values
 
 
 def _standing(run: TrainingRun) -> str:
