@@ -123,7 +123,9 @@ def training_table(runs: Iterable[Trained]) -> tuple[pd.DataFrame, list[str]]:
         }
         for run, mark in zip(ordered, trained_as, strict=True)
     ]
-    return without_empty(pd.DataFrame(table), "Trained"), notes
+    sequences = sorted({run.asked("sequences") for run in ordered})
+    counted = f"Right: of a fixed set of {' or '.join(map(markdown.count, sequences))} sequences."
+    return without_empty(pd.DataFrame(table), "Trained"), [counted, *notes]
 
 
 def without_empty(table: pd.DataFrame, column: str) -> pd.DataFrame:

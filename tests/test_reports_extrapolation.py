@@ -13,7 +13,8 @@ from mambalab.reports.record import Record
 from scipy.stats import beta
 
 OPTIMISER = {"learning_rate": 1e-3, "decay": "constant", "weight_decay": 0.0, "warmup": 0, "clip": None}
-TRAINING: dict[str, Any] = {"batch_size": 8, "steps": 4000, "optimiser": OPTIMISER, "curriculum": []}
+TASK = {"name": "induction-heads", "length": 256}
+TRAINING: dict[str, Any] = {"batch_size": 8, "steps": 4000, "optimiser": OPTIMISER, "curriculum": [], "task": TASK}
 
 
 def one(
@@ -165,6 +166,24 @@ def test_chance_is_that_of_one_guess_or_is_not_drawn():
     assert not any("chance" in label for label in curves(figures.accuracy_by_length([answers, whole])))
     both = curves(figures.accuracy_by_length([answers, whole, one(256, model="mamba-s6")]))
     assert [label for label in both if "chance" in label] == ["chance, 6.7%"]
+
+
+def test_trainings_of_one_model_and_seed_are_rows_of_their_own_with_a_mark_of_each():
+    wider = TRAINING | {"batch_size": 32}
+    first = [one(256, 64, weights="a"), one(512, 128, weights="a")]
+    both = [*first, *(replace(r, setting={**r.setting, "weights": "b", "training": wider}) for r in first)]
+    answers = [replace(r, metric="token accuracy", value=1 - i / 4, n=512) for i, r in enumerate(both)]
+    lines = extrapolation.by_length([*answers, *both]).to_dict("records")
+    assert [(line["Trained"], line["Length"], line["Answers right %"]) for line in lines] == [
+        ("(1)", "2^8", "100.00"),
+        ("(1)", "2^9", "75.00"),
+        ("(2)", "2^8", "50.00"),
+        ("(2)", "2^9", "25.00"),
+    ]
+    assert list(extrapolation.by_distance(both).columns)[1] == "mamba, seed 0 (1), at 2^8"
+    told = [note for note in extrapolation.notes(both) if "trained" in note]
+    assert [note[:19] for note in told] == ["(1) mamba, seed 0: ", "(2) mamba, seed 0: "]
+    assert "of 32 rows" in told[1]
 
 
 def test_trainings_of_one_model_and_seed_are_lines_of_their_own_and_say_what_they_differ_in():

@@ -125,7 +125,7 @@ def test_what_is_no_row_of_table_1_stands_in_a_table_of_trainings(tmp_path):
     quick = recipe("selective-copying-quick")
     heads = replace(recipe("induction-heads"), steps=1024)
     told = {"token_accuracy": 1.0, "sequence_accuracy": 1.0, "steps_to_solved": 900.0, "seconds_to_solved": 12.5}
-    records = [*training(quick, "mamba-s6", token_accuracy=0.5), *training(heads, "mamba", **told)]
+    records = [*training(quick, "mamba-s6", token_accuracy=0.5), *training(heads, "mamba", None, **told)]
     assert table(tmp_path, records).split("\n\n")[0] == TRAININGS
 
 
