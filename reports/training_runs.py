@@ -32,9 +32,12 @@ ANSWERS: Mapping[str, Callable[[Mapping[str, Any]], int]] = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """A run's folder: `setting` is its recipe, `log` a line each so many steps, `model` its name in its records."""
+    """A run: `setting` is its recipe, `log` a line each so many steps, `model` its name in its records.
 
-    path: Path
+    `name` is its folder's, from the folder down that was searched.
+    """
+
+    name: str
     setting: Mapping[str, Any] = field(repr=False)
     log: Sequence[Mapping[str, Any]] = field(repr=False)
     model: str | None
@@ -70,15 +73,12 @@ class TrainingRun:
 
 
 def find(paths: Iterable[Path]) -> list[TrainingRun]:
-    """The training runs in these folders and below, each once, by path.
-
-    ValueError for settings that are damaged.
-    """
-    files = {file for path in paths if path.is_dir() for file in path.rglob(SETTINGS)}
-    return [run for file in sorted(files) for run in _read(file.parent)]
+    """The training runs in these folders and below, each once, by path. ValueError for settings that are damaged."""
+    above = {file.parent: path for path in paths if path.is_dir() for file in path.rglob(SETTINGS)}
+    return [run for folder in sorted(above) for run in _read(folder, above[folder])]
 
 
-def _read(folder: Path) -> Iterator[TrainingRun]:
+def _read(folder: Path, above: Path) -> Iterator[TrainingRun]:
     try:
         setting = jsonl.read_object(folder / SETTINGS).get("recipe")
     except ValueError:
@@ -89,7 +89,8 @@ def _read(folder: Path) -> Iterator[TrainingRun]:
     if not isinstance(setting, dict):
         return
     try:
-        yield _checked(TrainingRun(path=folder, setting=setting, log=_log(folder / LOG), model=_model(folder)))
+        name = folder.relative_to(above).as_posix() if folder != above else folder.resolve().name
+        yield _checked(TrainingRun(name=name, setting=setting, log=_log(folder / LOG), model=_model(folder)))
     except KeyError as error:
         raise ValueError(f"{folder / SETTINGS} was not written by mambalab: it has no {error}") from None
 
@@ -165,7 +166,7 @@ def _standing(run: TrainingRun) -> str:
     )
     took = f" after {markdown.significant(run.log[-1]['seconds'] / 60)} minutes" if run.log else ""
     return (
-        f"{run.path.name}: not finished, step {run.step:,} of {run.setting['steps']:,}{took}{right} "
+        f"{run.name}: not finished, step {run.step:,} of {run.setting['steps']:,}{took}{right} "
         f"({kind(run.setting)} on {run.task} at length {run.length:,}, seed {run.seed}; {how(run.setting)})."
     )
 

@@ -29,7 +29,7 @@ LOG: list[dict[str, Any]] = [
 
 def run(*, model: str | None = "mamba", log: Sequence[Mapping[str, Any]] = LOG, **changes: Any) -> TrainingRun:
     """One that might have been trained by the recipe with these changes."""
-    return TrainingRun(path=Path("run"), setting=to_json(replace(RECIPE, **changes)), log=log, model=model)
+    return TrainingRun(name="run", setting=to_json(replace(RECIPE, **changes)), log=log, model=model)
 
 
 def write_training(folder: Path, *, finished: bool = True, **changes: Any) -> Path:
@@ -219,14 +219,14 @@ def test_other_programs_settings_are_no_runs(tmp_path, text):
 
 def test_what_is_not_finished_is_said_with_how_far_it_is(tmp_path):
     write_training(tmp_path / "done")
-    write_training(tmp_path / "late", seed=1, finished=False)
+    write_training(tmp_path / "more" / "late", seed=1, finished=False)
     write_training(tmp_path / "new", seed=2, finished=False, log=[])
     way = "batches of 8, Adam at 0.001, constant"
     lines = mambalab("report", tmp_path).out.splitlines()
     at = lines.index("## Not finished")
     assert lines[at + 2 : at + 4] == [
-        "- late: not finished, step 200 of 400 after 1.50 minutes, 75.00 % of answers and 75.00 % of sequences right "
-        f"when last measured (mamba on induction-heads at length 256, seed 1; {way}).",
+        "- more/late: not finished, step 200 of 400 after 1.50 minutes, 75.00 % of answers and 75.00 % of sequences "
+        f"right when last measured (mamba on induction-heads at length 256, seed 1; {way}).",
         f"- new: not finished, step 0 of 400 (mamba on induction-heads at length 256, seed 2; {way}).",
     ]
 
