@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,18 @@ def colours(n: int) -> Sequence[Any]:
     from matplotlib import colormaps
 
     return [colormaps["turbo"](i / (n - 1)) for i in range(n)]
+
+
+def wrapped(text: str, width: int) -> str:
+    """The text in lines of at most so many characters, broken at commas where what stands between them has room.
+
+    >>> print(wrapped("mamba, batches of 8, seed 0", 18))
+    mamba,
+    batches of 8,
+    seed 0
+    """
+    parts = (part if len(part) > width - 1 else part.replace(" ", "\xa0") for part in text.split(", "))
+    return textwrap.fill(", ".join(parts), width).replace("\xa0", " ")
 
 
 def look() -> Any:

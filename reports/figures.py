@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import textwrap
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import learning, naming, published, training_runs
-from .canvas import GREY, blank, colours, look, write
+from .canvas import GREY, blank, colours, look, wrapped, write
 from .extrapolation import ANSWERS, EXPERIMENT, LEFT_OUT, WHOLE, of_lengths, power
 from .record import Record
 from .runs import load_all
@@ -102,7 +101,7 @@ def _lines(records: Sequence[Record]) -> list[_Line]:
             style = {"color": hues[nth if is_one else i], "zorder": 3, "clip_on": False}
             style |= {"marker": MARKERS[(i + nth) % len(MARKERS)], "markersize": max(3.0, 6.5 - 1.6 * len(made))}
             style |= {"linewidth": max(0.8, 2.0 - 0.6 * len(made))}
-            made.append(_Line(label=textwrap.fill(f"{name}, seed {seed}", WIDE), records=of_line, style=style))
+            made.append(_Line(label=wrapped(f"{name}, seed {seed}", WIDE), records=of_line, style=style))
     return made
 
 

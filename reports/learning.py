@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -63,7 +62,7 @@ def by_step(found: Sequence[Curve]) -> Figure:
     runs = [run for one in found for run in one.runs if run.log]
     if not runs:
         raise ValueError("no log has a line yet")
-    named = [(one.model, one.runs[0].setting) for one in found]
+    names, shared = _called(found)
     seeds = sorted({run.seed for run in runs})
     with canvas.look():
         figure = canvas.blank(*SIZE)
@@ -72,18 +71,24 @@ def by_step(found: Sequence[Curve]) -> Figure:
         for one, colour in zip(found, colours, strict=True):
             for run in one.runs:
                 _draw(loss, right, run, {"color": colour, "linestyle": LINES[seeds.index(run.seed) % len(LINES)]})
-        keys = [
-            _key(textwrap.fill(name, WIDE), color=colour)
-            for name, colour in zip(naming.names(named), colours, strict=True)
-        ]
+        keys = [_key(canvas.wrapped(name, WIDE), color=colour) for name, colour in zip(names, colours, strict=True)]
         keys += [_key(f"seed {seed}", color="black", linestyle=LINES[i % len(LINES)]) for i, seed in enumerate(seeds)]
         keys += [*_dots(runs), *_draw_chance(loss, right, runs), *_draw_stages(loss, right, runs)]
         _scale(loss, right, runs)
-        title = f"{runs[0].task} at length {markdown.count(runs[0].length)}"
-        title = ", ".join([title, *naming.shared(named)])
-        loss.set_title(textwrap.fill(title, 68), loc="left", fontsize=9.5)
+        title = ", ".join([f"{runs[0].task} at length {markdown.count(runs[0].length)}", *shared])
+        loss.set_title(canvas.wrapped(title, 68), loc="left", fontsize=9.5)
         figure.legend(handles=keys, loc="outside right center", labelspacing=0.6, fontsize=9 if len(keys) < 10 else 8)
         return figure
+
+
+def _called(found: Sequence[Curve]) -> tuple[list[str], list[str]]:
+    """A name for each curve, and what all of them share."""
+    named = [(one.model, one.runs[0].setting) for one in found]
+    names, shared = naming.names(named), naming.shared(named)
+    model = found[0].model
+    if len(found) > 1 and all(one.model == model for one in found):
+        return [name.removeprefix(f"{model}, ") for name in names], [model, *shared]
+    return names, shared
 
 
 def _draw(loss: Axes, right: Axes, run: TrainingRun, style: Mapping[str, Any]) -> None:
@@ -141,7 +146,7 @@ def _draw_stages(loss: Axes, right: Axes, runs: Sequence[TrainingRun]) -> list[A
             axes.axvline(end, zorder=1, **style)
     lengths = [*(size for _, size in stages), runs[0].length]
     text = f"trained at length {', then '.join(map(markdown.count, lengths))}"
-    return [_key(textwrap.fill(text, WIDE), **style)]
+    return [_key(canvas.wrapped(text, WIDE), **style)]
 
 
 def _scale(loss: Axes, right: Axes, runs: Sequence[TrainingRun]) -> None:

@@ -82,7 +82,10 @@ def test_seeds_share_a_colour_and_other_ways_to_train_have_others():
     first, second, other = loss.get_lines()[:3]
     assert first.get_color() == second.get_color() != other.get_color()
     assert first.get_linestyle() != second.get_linestyle() == other.get_linestyle()
-    assert names[:4] == ["mamba, batches of 8", "mamba, batches of 32", "seed 0", "seed 1"]
+    assert names[:4] == ["batches of 8", "batches of 32", "seed 0", "seed 1"]
+    assert loss.get_title("left").replace("\n", " ") == "induction-heads at length 256, mamba, Adam at 0.001, constant"
+    another = replace(run(model="other"), setting={**run().setting, "model": {"mixer": "s4"}})
+    assert drawn(run(), another)[2][:2] == ["mamba", "other"]
 
 
 def test_axes_are_logarithmic_where_a_linear_one_would_hide_something():
