@@ -75,12 +75,19 @@ def eval_command(models: tuple[str, ...], tasks: str | None, out: str, **options
     help="Compare two models on the same documents; default: both of two.",
 )
 @click.option("--out", metavar="DIR", help="Also write report.md, report.csv and paired.csv there.")
-def report(runs: tuple[str, ...], pair: tuple[tuple[str, str], ...], out: str | None) -> None:
+@click.option("--figures", metavar="DIR", help="Also draw trainings by step and accuracies by length, as PNG and SVG.")
+def report(runs: tuple[str, ...], pair: tuple[tuple[str, str], ...], out: str | None, figures: str | None) -> None:
     """The tables of RUNs beside the published numbers: zero-shot, Tables 1 and 2, ablations, benchmarks.
 
     A RUN is a run directory of ours, a result file or folder of lm-eval's, or a folder above such.
     """
-    _print_report([Path(run) for run in runs], out, pair)
+    paths = [Path(run) for run in runs]
+    _print_report(paths, out, pair)
+    if figures is not None:
+        from ..reports.figures import draw_runs
+
+        for path in draw_runs(paths, Path(figures)):
+            click.echo(f"figure: {path}", err=True)
 
 
 def _print_report(runs: Sequence[Path], out: str | None, pairs: Sequence[tuple[str, str]]) -> None:

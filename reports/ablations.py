@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from . import markdown
 from .ablation_rows import ABLATIONS, Ablation, Line
+from .naming import how, length
 from .rank_correlation import spearman
 from .record import Record
 from .synthetic import NOT_RUN
-from .trained import SEQUENCES, SOLVED, TOKENS, Trained, hows, length, trained
+from .trained import SEQUENCES, SOLVED, TOKENS, Trained, trained
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +27,7 @@ SHARED = (
     "steps",
     "batch_size",
     "optimiser",
+    "matmul",
     "curriculum",
     "sequences",
     "evaluation_seed",
@@ -76,7 +78,9 @@ def _shared(ablation: Ablation, run: Trained) -> str:
     # What mixes decides what else a model has.
     names = SHARED_MODEL if "model.mixer" in ablated else (*SHARED_MODEL, "d_state", "dt_rank", "expand", "d_conv")
     model = {key: run.setting["model"].get(key) for key in names if f"model.{key}" not in ablated}
-    return json.dumps([task, model, {key: run.setting.get(key) for key in SHARED}], sort_keys=True)
+    # Older settings do not say how matrices are multiplied.
+    setting = {"matmul": "float32", **run.setting}
+    return json.dumps([task, model, {key: setting.get(key) for key in SHARED}], sort_keys=True)
 
 
 def _found(ablation: Ablation, group: Sequence[Trained]) -> Found:
@@ -148,7 +152,7 @@ def notes(one: Found) -> list[str]:
         f"{one.title}: mean over the seeds (least .. greatest), {_budget(one)}, on "
         f"{markdown.count(first.setting['sequences'])} sequences. Solved: every sequence right for the first time, "
         f"measured every {markdown.count(first.setting['evaluate_every'])} steps.",
-        *dict.fromkeys(hows(one.all)),
+        f"Trained in {how(first.setting)}.",
         *one.ablation.remarks,
     ]
     if one.ablation.source is not None:

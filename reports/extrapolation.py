@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Container, Iterator, Sequence
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
-from . import markdown, published
+from . import markdown, naming, published
 from .binomial import at_least
 from .record import Record
 
@@ -41,18 +42,21 @@ def report(records: Sequence[Record]) -> str:
 def by_length(records: Sequence[Record]) -> pd.DataFrame:
     """A row a length: rows answered without an error, their fraction and its lower bound, speed; Table 2 beside it.
 
-    Columns for the model and the seed, and for single answers, where there are several of each.
+    Columns for the model, the seed and how it was trained, and for single answers, where there are several of each.
     """
     import pandas as pd
 
     found = of_lengths(records)
     several = {name: len({getattr(r, name) for r in found}) > 1 for name in ("model", "seed")}
     answers = {_place(r): r for r in records if r.metric == ANSWERS}
+    marks = _marks(found)
     table = []
     for r in found:
         line: dict[str, Any] = {
             name.capitalize(): getattr(r, name) for name, is_several in several.items() if is_several
         }
+        if any(marks.values()):
+            line["Trained"] = marks[_way(r)]
         line |= {"Length": power(r.setting["length"])} | _numbers(r)
         if answers:
             line["Answers right %"] = markdown.fixed(100 * answers[_place(r)].value if _place(r) in answers else None)
@@ -72,12 +76,12 @@ def by_distance(records: Sequence[Record]) -> pd.DataFrame:
     found = [r for r in of_lengths(records) if r.metric == WHOLE and r.setting["by_distance"]]
     longest = max((r.setting["length"] for r in found), default=0)
     shown = [r for r in found if r.value < 1 or r.setting["length"] == longest]
-    is_one = len({(r.model, r.seed) for r in shown}) == 1
+    is_one = len({(r.model, r.seed, r.setting.get("weights")) for r in shown}) == 1
+    marks = _marks(found)
     columns: dict[str, dict[int, tuple[int, int]]] = {}
     for r in shown:
-        columns[_unused(_heading(r, is_one), columns)] = {
-            low: (right, of) for low, right, of in r.setting["by_distance"]
-        }
+        name = f"right at {power(r.setting['length'])}" if is_one else _heading(r, marks[_way(r)])
+        columns[_unused(name, columns)] = {low: (right, of) for low, right, of in r.setting["by_distance"]}
     lows = sorted({low for counts in columns.values() for low in counts})
     lines = [
         {"Distance": f"{power(low)} to {power(2 * low)}"}
@@ -98,7 +102,8 @@ def notes(records: Sequence[Record]) -> list[str]:
         f"A guess among the symbols that can be asked for is right in {c:.1%}." for c in _distinct(found, "chance")
     ]
     made += [f"{what} tokens at a time, with carried state." for what in _chunks(found)]
-    made += dict.fromkeys(_trained(r) for r in found)
+    marks = _marks(found)
+    made += dict.fromkeys(f"{marks[_way(r)]} {_trained(r)}".strip() for r in found)
     rows = sorted({r.setting["published"] for r in found} - {None})
     if rows:
         made.append(f"Published: {', '.join(rows)} in the Mamba paper's Table 2 (its numbers: Table 11), % to 2^20.")
@@ -110,11 +115,26 @@ def of_lengths(records: Sequence[Record]) -> list[Record]:
     found = [r for r in records if r.experiment == EXPERIMENT and r.metric in (WHOLE, LEFT_OUT)]
     if not found:
         raise ValueError("no records of accuracy by length")
-    return sorted(found, key=lambda r: (r.model, r.seed or 0, r.setting["length"]))
+    return sorted(found, key=lambda r: (*_training(r), r.setting["length"]))
 
 
-def _place(r: Record) -> tuple[str, int | None, int]:
-    return (r.model, r.seed, r.setting["length"])
+def _training(r: Record) -> tuple[str, int, str]:
+    return (r.model, r.seed or 0, r.setting.get("weights", ""))
+
+
+def _place(r: Record) -> tuple[Any, ...]:
+    return (r.task, *_training(r), r.setting["length"])
+
+
+def _way(r: Record) -> tuple[str, str]:
+    return (r.model, naming.key(r.setting["training"]))
+
+
+def _marks(records: Sequence[Record]) -> dict[tuple[str, str], str]:
+    """A mark for each way in which a model was trained; empty where there is one way alone."""
+    ways = list(dict.fromkeys(map(_way, records)))
+    marks, _ = naming.marks([(model, json.loads(way)) for model, way in ways])
+    return dict(zip(ways, marks, strict=True))
 
 
 def _numbers(r: Record) -> dict[str, Any]:
@@ -145,9 +165,8 @@ def _unused(name: str, taken: Container[str]) -> str:
     return next(n for n in chain([name], numbered) if n not in taken)
 
 
-def _heading(r: Record, is_one: bool) -> str:
-    length = power(r.setting["length"])
-    return f"right at {length}" if is_one else f"{r.model}, seed {r.seed}, at {length}"
+def _heading(r: Record, mark: str) -> str:
+    return f"{r.model}, seed {r.seed}{' ' * bool(mark)}{mark}, at {power(r.setting['length'])}"
 
 
 def _distinct(records: Sequence[Record], name: str) -> list[Any]:

@@ -1,46 +1,27 @@
-"""Plots from records and logs: accuracy against length or distance, loss against step; as PNG and SVG, the same bytes.
-
-`python -m mambalab.reports.figures OUT FILE...` draws all records.jsonl among the files into one plot a kind, and all
-log.jsonl, each called after its folder, into another.
-"""
+"""Plots of how far accuracy reaches, against length or distance, and every plot that there is of some runs."""
 
 from __future__ import annotations
 
-import io
+import json
 import math
-import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import jsonl, published, record
-from .extrapolation import LEFT_OUT, WHOLE, of_lengths, power
+from . import learning, naming, published, training_runs
+from .canvas import GREY, blank, colours, look, wrapped, write
+from .extrapolation import ANSWERS, EXPERIMENT, LEFT_OUT, WHOLE, of_lengths, power
 from .record import Record
+from .runs import load_all
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SIZE = (8.0, 4.5)  # inches
-DOTS = 150  # an inch
-# Told apart without colour vision (Okabe and Ito, 2008).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP"
-GREY = "#666666"
-LOOK: Mapping[str, Any] = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "axes.labelsize": 11,
-    "axes.titlesize": 11,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "svg.hashsalt": "mambalab",
-}
+WIDE = 36  # characters of a line of the legend
 
 
 def accuracy_by_length(records: Sequence[Record]) -> Figure:
@@ -49,7 +30,7 @@ def accuracy_by_length(records: Sequence[Record]) -> Figure:
     A cross at the foot is a length that was left out: out of memory, or not possible.
     """
     found = of_lengths(records)
-    with _look():
+    with look():
         figure, axes = _canvas("Sequence length, tokens", "Sequences without an error, %")
         lines = _lines(found)
         for line in lines:
@@ -57,7 +38,8 @@ def accuracy_by_length(records: Sequence[Record]) -> Figure:
             axes.plot(_lengths(measured), [100 * r.value for r in measured], label=line.label, **line.style)
         _draw_published(axes, lines)
         _draw_left_out(axes, lines)
-        _draw_chance(axes, found)
+        several = {r.task for r in records if r.metric == ANSWERS}
+        _draw_chance(axes, [r for r in found if r.metric == WHOLE and r.task not in several])
         for length in sorted({r.setting["trained_length"] for r in found}):
             axes.axvline(length, color=GREY, linestyle="-.", linewidth=1, label=f"trained at {_math(length)}")
         return _finish(figure, axes, found, _lengths(found))
@@ -71,7 +53,7 @@ def accuracy_by_distance(records: Sequence[Record]) -> Figure:
     found = [r for r in of_lengths(records) if r.metric == WHOLE and r.setting["by_distance"]]
     if not found:
         raise ValueError("no records of accuracy by distance")
-    with _look():
+    with look():
         figure, axes = _canvas("Distance between trigger and query, tokens (from each power to the next)", "Right, %")
         lows: set[int] = set()
         for line in _lines(found):
@@ -82,43 +64,8 @@ def accuracy_by_distance(records: Sequence[Record]) -> Figure:
         return _finish(figure, axes, found, lows)
 
 
-def loss_by_step(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """The training loss in nats against the step, on log axes; a line a run, by its name, from the lines of its log."""
-    with _look():
-        figure, axes = _canvas("Training step", "Loss, nats")
-        for i, (name, lines) in enumerate(logs.items()):
-            steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
-            axes.plot(steps, losses, color=COLOURS[i % len(COLOURS)], label=name, linewidth=1.2)
-        axes.set_yscale("log")
-        _legend(axes)
-        return figure
-
-
-def write(figure: Figure, path: Path) -> list[Path]:
-    """Write `path`.png and `path`.svg, each whole or not at all; equal figures give equal bytes."""
-    written = []
-    with _look():
-        for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
-            content = io.BytesIO()
-            figure.savefig(content, format=suffix[1:], dpi=DOTS, metadata=metadata)
-            written.append(path.with_name(path.name + suffix))
-            jsonl.write_whole(written[-1], content.getvalue())
-    return written
-
-
-def _look() -> Any:
-    """matplotlib as it comes, whatever the user's own settings are, and ours on top."""
-    from matplotlib import style
-
-    return style.context(["default", dict(LOOK)])
-
-
 def _canvas(x: str, y: str) -> tuple[Figure, Axes]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=SIZE, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(*SIZE)
     return figure, figure.add_subplot(xlabel=x, ylabel=y)
 
 
@@ -137,22 +84,24 @@ class _Line:
 
 
 def _lines(records: Sequence[Record]) -> list[_Line]:
-    """A line a model and seed. Models have a colour each, or seeds where there is one model.
+    """A line a training. Models, or ways to train one, have a colour each, or seeds where there is one way alone.
 
-    Lines of one model may lie on each other and are all seen: later ones are thinner, their marks smaller.
+    Lines may lie on each other and are all seen: later ones are thinner, their marks smaller.
     """
-    by_line: dict[tuple[str, int | None], list[Record]] = {}
+    by_way: dict[tuple[str, str], dict[tuple[int | None, str | None], list[Record]]] = {}
     for r in records:
-        by_line.setdefault((r.model, r.seed), []).append(r)
-    models = list(dict.fromkeys(model for model, _ in by_line))
+        of_way = by_way.setdefault((r.model, naming.key(r.setting["training"])), {})
+        of_way.setdefault((r.seed, r.setting.get("weights")), []).append(r)
+    is_one = len(by_way) == 1
+    hues = colours(len(next(iter(by_way.values()))) if is_one else len(by_way))
     made = []
-    for (model, seed), of_line in by_line.items():
-        nth = [other for other in by_line if other[0] == model].index((model, seed))
-        colour = COLOURS[(models.index(model) if len(models) > 1 else nth) % len(COLOURS)]
-        marker = MARKERS[(models.index(model) + nth) % len(MARKERS)]
-        size, width = max(3.0, 6.5 - 1.6 * nth), max(0.8, 2.0 - 0.6 * nth)
-        style = {"color": colour, "marker": marker, "markersize": size, "linewidth": width, "zorder": 3}
-        made.append(_Line(label=f"{model}, seed {seed}", records=of_line, style=style | {"clip_on": False}))
+    names = naming.names([(model, json.loads(way)) for model, way in by_way])
+    for i, (name, of_way) in enumerate(zip(names, by_way.values(), strict=True)):
+        for nth, ((seed, _), of_line) in enumerate(of_way.items()):
+            style = {"color": hues[nth if is_one else i], "zorder": 3, "clip_on": False}
+            style |= {"marker": MARKERS[(i + nth) % len(MARKERS)], "markersize": max(3.0, 6.5 - 1.6 * len(made))}
+            style |= {"linewidth": max(0.8, 2.0 - 0.6 * len(made))}
+            made.append(_Line(label=wrapped(f"{name}, seed {seed}", WIDE), records=of_line, style=style))
     return made
 
 
@@ -181,6 +130,7 @@ def _draw_left_out(axes: Axes, lines: Sequence[_Line]) -> None:
 
 
 def _draw_chance(axes: Axes, records: Sequence[Record]) -> None:
+    """The level of one guess: not that of a sequence with several answers, which is next to nothing."""
     for chance in sorted({r.setting["chance"] for r in records}):
         axes.axhline(100 * chance, color=GREY, linestyle=":", linewidth=1.2, label=f"chance, {chance:.1%}")
 
@@ -236,28 +186,23 @@ def _math(length: int) -> str:
     return f"${base}^{{{exponent}}}$" if raised else base
 
 
-def draw(records: Sequence[Record], out: Path) -> list[Path]:
-    """Write into `out` the plots over length and, where distances are counted, over distance."""
-    written = write(accuracy_by_length(records), out / "accuracy-by-length")
+def draw(records: Sequence[Record], out: Path, of: str = "") -> list[Path]:
+    """Write into `out` the plots over length and, where distances are counted, over distance; `of` ends their names."""
+    written = write(accuracy_by_length(records), out / f"accuracy-by-length{of}")
     if any(r.setting.get("by_distance") for r in of_lengths(records)):
-        written += write(accuracy_by_distance(records), out / "accuracy-by-distance")
+        written += write(accuracy_by_distance(records), out / f"accuracy-by-distance{of}")
     return written
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Draw what the files hold into the folder named first."""
-    if len(arguments) < 2:
-        raise SystemExit("usage: python -m mambalab.reports.figures OUT FILE...")
-    out, files = Path(arguments[0]), [Path(name) for name in arguments[1:]]
-    records = [r for path in files if path.name == "records.jsonl" for r in record.read(path)]
-    logs = {
-        path.parent.name: [line for _, line in jsonl.read_lines(path)] for path in files if path.name == "log.jsonl"
-    }
-    if records:
-        draw(records, out)
-    if logs:
-        write(loss_by_step(logs), out / "loss-by-step")
+def draw_runs(paths: Sequence[Path], out: Path) -> list[Path]:
+    """Write into `out` all plots of the runs at these paths and below: of their logs, and of each task's accuracies.
 
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    ValueError where there is nothing to draw.
+    """
+    records = [r for run in load_all(paths) for r in run.records if r.experiment == EXPERIMENT]
+    written = learning.draw(training_runs.find(paths), out)
+    for task in dict.fromkeys(r.task for r in records):
+        written += draw([r for r in records if r.task == task], out, f"-{task}")
+    if not written:
+        raise ValueError("nothing to draw: these runs have neither logs of training nor accuracies by length")
+    return written

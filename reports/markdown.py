@@ -93,7 +93,9 @@ def bullets(lines: Sequence[str]) -> str:
 
 
 def to_csv(lines: Sequence[Mapping[str, object]]) -> str:
-    """The lines as CSV with every digit (repr), columns as they turn up, empty cells where nothing is known."""
+    """The lines as CSV with every digit (repr), columns as they turn up, cells empty where nothing is. No lines: ""."""
+    if not lines:
+        return ""
     names = dict.fromkeys(name for line in lines for name in line)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(names), lineterminator="\n")

@@ -98,6 +98,11 @@ def table2(model_row: str) -> dict[int, float | None]:
     return {int(row["test_length"]): float(row["accuracy_pct"]) if row["accuracy_pct"] else None for row in named}
 
 
+def table2_parameters(model_row: str) -> str:
+    """How many parameters Table 11 prints for a row of Table 2: "137K"."""
+    return _row("table2.csv", model_row)["params"]
+
+
 def pythia_official(model: str) -> Published | None:
     """Pythia's own final zero-shot numbers ("pythia-12b-deduped"): without HellaSwag; None if unknown."""
     for row in rows("pythia_zero_shot.csv"):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import jsonl, record
+from . import jsonl, record, training_runs
 from .record import Record
 
 ZERO_SHOT = "zero-shot"
@@ -61,9 +61,16 @@ def load_run(path: Path | str) -> Run:
     return found[0]
 
 
+def load_all(paths: Iterable[Path | str]) -> list[Run]:
+    """Every run at or below these paths, each once. Errors as of `load_runs`."""
+    given = dict.fromkeys(map(Path, paths))
+    return [run for path in given if given.keys().isdisjoint(path.parents) for run in load_runs(path)]
+
+
 def load_runs(path: Path | str) -> list[Run]:
     """Every run at or below `path`: our run directories, lm-eval's results_*.json, a bare records.jsonl.
 
+    Trainings that are not finished have no records, and where there is nothing else, no run is found.
     FileNotFoundError when nothing is there; a one-line ValueError for what is no run, cut short or inconsistent.
     """
     path = Path(path)
@@ -79,12 +86,10 @@ def load_runs(path: Path | str) -> list[Run]:
 def _from_directory(path: Path) -> list[Run]:
     from . import lm_eval_results
 
-    if (path / "run.json").is_file() or (path / "records.jsonl").is_file():
-        return _from_folder(path)
     folders = sorted({file.parent for name in ("run.json", "records.jsonl") for file in path.rglob(name)})
     ours = [run for folder in folders for run in _from_folder(folder)]
     theirs = [lm_eval_results.read(file) for file in sorted(path.rglob("results_*.json"))]
-    if not ours and not theirs:
+    if not ours and not theirs and not training_runs.find([path]):
         raise ValueError(f"{path} is not a run: it holds neither run.json, records.jsonl nor lm-eval's results_*.json")
     return ours + theirs
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from . import markdown, published
 from .extrapolation import LEFT_OUT, power
+from .naming import key, marks
 from .record import Record
-from .trained import SEQUENCES, SOLVED, TOKENS, Trained, hows
+from .trained import SEQUENCES, SOLVED, TOKENS, Trained, without_empty
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,27 +36,32 @@ def _name(row: Mapping[str, str]) -> str:
     return f"{row['arch']}-{row['layer']}".lower().removeprefix("no gate-")
 
 
-def table1(runs: Sequence[Trained]) -> pd.DataFrame:
-    """Every row of table 1 with each of our trainings of it, and the accuracy that the paper prints."""
+def table1(runs: Sequence[Trained]) -> tuple[pd.DataFrame, list[str]]:
+    """Every row of table 1 with each of our trainings of it, and the accuracy that the paper prints; and its notes."""
     import pandas as pd
 
+    rows = {_name(row): row for row in published.rows(TABLE1)}
+    ordered = sorted(runs, key=lambda run: (list(rows).index(run.model), run.steps, run.seed or 0))
+    trained_as, told = marks([run.named for run in ordered])
+    cells = [(run.model, _table1_cells(run, mark)) for run, mark in zip(ordered, trained_as, strict=True)]
     table = []
-    for row in published.rows(TABLE1):
+    for name, row in rows.items():
         names = {"Model": row["model"] or "-", "Architecture": row["arch"], "Layer": row["layer"]}
         printed = {"Published %": markdown.fixed(float(row["accuracy_pct"]), 1)}
-        ours = sorted((run for run in runs if run.model == _name(row)), key=lambda run: (run.steps, run.seed or 0))
-        cells = [_table1_cells(run) for run in ours] or [{"Answers right %": NOT_RUN}]
-        table += [names | printed | own for own in cells]
-    columns = ["Model", "Architecture", "Layer", "Answers right %", "Sequences right %", "Published %", "Seed", "Steps"]
-    return pd.DataFrame(table, columns=[*columns, "Steps to solved", "Minutes", "Steps/s", "Parameters"], dtype=object)
+        ours = [own for model, own in cells if model == name] or [{"Answers right %": NOT_RUN, "Trained": None}]
+        table += [names | printed | own for own in ours]
+    columns = ["Model", "Architecture", "Layer", "Answers right %", "Sequences right %", "Published %", "Trained"]
+    columns += ["Seed", "Steps", "Steps to solved", "Minutes", "Steps/s", "Parameters"]
+    return without_empty(pd.DataFrame(table, columns=columns, dtype=object), "Trained"), [*_table1_notes(runs), *told]
 
 
-def _table1_cells(run: Trained) -> dict[str, str]:
+def _table1_cells(run: Trained, mark: str) -> dict[str, str]:
     return {
         "Answers right %": run.percent(TOKENS),
         "Sequences right %": run.percent(SEQUENCES),
+        "Trained": mark,
         "Seed": str(run.seed),
-        "Steps": markdown.count(run.steps),
+        "Steps": run.done,
         "Steps to solved": run.count(SOLVED),
         "Minutes": run.minutes,
         "Steps/s": run.significant("steps per second"),
@@ -63,48 +69,57 @@ def _table1_cells(run: Trained) -> dict[str, str]:
     }
 
 
-def table1_notes(runs: Sequence[Trained]) -> list[str]:
-    """What is counted, and how it was trained."""
+def _table1_notes(runs: Sequence[Trained]) -> list[str]:
+    """What is counted."""
     places, sequences = (sorted({run.asked(name) for run in runs}) for name in ("task.places", "sequences"))
     return [
         f"Selective copying of 16 tokens among {_listed(places)} places, 16 markers after them: the share of answers "
         f"that are right, and of sequences with no answer wrong, on {_listed(sequences)} sequences.",
         "Published: Mamba paper, arXiv:2312.00752v2, Table 1, after 400,000 steps; it does not say whether of answers "
         "or of sequences.",
-        *hows(runs),
     ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reach:
-    """A trained model's accuracy by length; `cells` holds fractions, or why nothing was measured."""
+    """A trained model's accuracy by length; `cells` holds fractions, or why nothing was measured.
+
+    `training` is the training that its setting names; None where its records are not among those given, or several are.
+    """
 
     model: str
     published: str | None
     variant: str
     seed: int | None
     steps: int
+    setting: Mapping[str, Any]
+    training: Trained | None
     sequences: Mapping[int, int]
     cells: Mapping[int, float | str]
 
 
-def reaches(records: Iterable[Record]) -> list[Reach]:
+def reaches(records: Iterable[Record], trainings: Sequence[Trained] = ()) -> list[Reach]:
     """The models behind records of extrapolation: in the order of the paper's table, then others, by name and seed.
 
     ValueError for a length measured twice.
     """
+    named: dict[tuple[Any, ...], list[Trained]] = {}
+    for run in trainings:
+        named.setdefault((run.model, run.seed, run.steps, key(run.setting)), []).append(run)
     found: dict[tuple[Any, ...], list[Record]] = {}
     for r in records:
         if r.metric in (SEQUENCES, LEFT_OUT):
             own = (r.model, r.seed, r.setting["steps_done"], r.setting["weights"], r.provenance["backend"])
             found.setdefault(own, []).append(r)
     place = {row["model"]: i for i, row in enumerate(published.rows(TABLE2))}
-    made = [_reach(group) for group in found.values()]
+    made = [_reach(group, named) for group in found.values()]
     return sorted(made, key=lambda one: (place.get(one.published or "", len(place)), one.model, one.seed or 0))
 
 
-def _reach(group: Sequence[Record]) -> Reach:
+def _reach(group: Sequence[Record], named: Mapping[tuple[Any, ...], Sequence[Trained]]) -> Reach:
     first = group[0]
+    setting, steps = first.setting["training"], first.setting["steps_done"]
+    trainings = named.get((first.model, first.seed, steps, key(setting)), ())
     measured = [r for r in group if r.metric == SEQUENCES]
     values = {r.setting["length"]: r.value for r in measured}
     if len(values) < len(measured):
@@ -113,29 +128,31 @@ def _reach(group: Sequence[Record]) -> Reach:
     return Reach(
         model=first.model,
         published=first.setting.get("published"),
-        variant=", early trigger" if first.setting["training"].get("task", {}).get("trigger") == "early" else "",
+        variant=", early trigger" if setting.get("task", {}).get("trigger") == "early" else "",
         seed=first.seed,
-        steps=first.setting["steps_done"],
+        steps=steps,
+        setting=setting,
+        training=trainings[0] if len(trainings) == 1 else None,
         sequences={r.setting["length"]: r.n for r in measured},
         cells={**left_out, **values},
     )
 
 
-def table2(found: Sequence[Reach]) -> pd.DataFrame:
-    """Every model of table 2, ours by seed over the paper's line; then models that the paper has not."""
+def table2(found: Sequence[Reach]) -> tuple[pd.DataFrame, list[str]]:
+    """Every model of table 2, ours by seed over the paper's line; then models that the paper has not; and its notes."""
     import pandas as pd
 
     printed = _table2_published()
-    lengths = sorted({length for one in found for length in one.cells} | {n for row in printed.values() for n in row})
+    lengths = sorted({n for one in found for n in one.cells} | {n for row in printed.values() for n in row})
+    trained_as, told = marks([(one.model, one.setting) for one in found])
+    ours = [(one, _table2_line(one, mark, lengths)) for one, mark in zip(found, trained_as, strict=True)]
     table = []
     for name, row in printed.items():
-        ours = [one for one in found if one.published == name]
-        table += [_table2_line(one, lengths) for one in ours] or [
-            _line(name, NOT_RUN, "", [""] * len(lengths), lengths)
-        ]
-        table.append(_line(name, "paper", "", [row.get(length, "") for length in lengths], lengths))
-    table += [_table2_line(one, lengths) for one in found if one.published not in printed]
-    return pd.DataFrame(table, dtype=object)
+        table += [line for one, line in ours if one.published == name] or [_line(name, NOT_RUN, {}, {}, lengths)]
+        parameters = {"Parameters": published.table2_parameters(name)}
+        table.append(_line(name, "paper", parameters, row, lengths))
+    table += [line for one, line in ours if one.published not in printed]
+    return without_empty(pd.DataFrame(table, dtype=object), "Trained"), [*_table2_notes(found), *told]
 
 
 def _table2_published() -> dict[str, dict[int, str]]:
@@ -147,28 +164,42 @@ def _printed(percent: float | None) -> str:
     return "oom" if percent is None else markdown.fixed(percent, 1)
 
 
-def _table2_line(one: Reach, lengths: Sequence[int]) -> dict[str, str]:
-    cells = [_accuracy(one.cells.get(length)) for length in lengths]
-    return _line(one.published or one.model, f"seed {one.seed}{one.variant}", markdown.count(one.steps), cells, lengths)
+def _table2_line(one: Reach, mark: str, lengths: Sequence[int]) -> dict[str, str | None]:
+    own = {"Trained": mark, "Steps": markdown.count(one.steps), "n": _span(list(one.sequences.values()))}
+    if one.training:
+        own |= {"Parameters": one.training.count("parameters"), "Minutes": one.training.minutes}
+    cells = {length: _accuracy(cell) for length, cell in one.cells.items()}
+    return _line(one.published or one.model, f"seed {one.seed}{one.variant}", own, cells, lengths)
 
 
-def _line(model: str, who: str, steps: str, cells: Sequence[str], lengths: Sequence[int]) -> dict[str, str]:
-    named = dict(zip(map(power, lengths), cells, strict=True))
-    return {"Model": model, "Measured": who, "Steps": steps} | named
+def _line(
+    model: str, who: str, own: Mapping[str, str], cells: Mapping[int, str], lengths: Sequence[int]
+) -> dict[str, str | None]:
+    """A row; None where nothing is known or was not run."""
+    names = ("Trained", "Parameters", "Steps", "Minutes", "n")
+    named = {name: own.get(name) for name in names} | {power(length): cells.get(length) for length in lengths}
+    return {"Model": model, "Measured": who} | named
 
 
-def _accuracy(cell: float | str | None) -> str:
-    if cell is None:
-        return NOT_RUN
+def _accuracy(cell: float | str) -> str:
     return {"out of memory": "oom"}.get(cell, cell) if isinstance(cell, str) else markdown.fixed(100 * cell, 1)
 
 
-def table2_notes(found: Sequence[Reach]) -> list[str]:
+def _span(numbers: Sequence[int]) -> str | None:
+    if not numbers:
+        return None
+    low, high = markdown.count(min(numbers)), markdown.count(max(numbers))
+    return low if low == high else f"{low} to {high}"
+
+
+def _table2_notes(found: Sequence[Reach]) -> list[str]:
     """What is counted, and on how many sequences."""
     numbers = sorted({n for one in found for n in one.sequences.values()})
     return [
-        f"Induction heads: % of sequences whose last token is right, on {_listed(numbers)} sequences a length.",
-        "Paper: arXiv:2312.00752v2, Table 11 (the numbers of Table 2), trained at length 256. oom: out of memory.",
+        f"Induction heads: % of sequences whose last token is right, on {_listed(numbers)} sequences a length (n). "
+        f"{markdown.BLANK}: not run, or not known from these records.",
+        "Paper: arXiv:2312.00752v2, Table 11 (the numbers of Table 2), trained at length 256; its parameters as "
+        "printed. oom: out of memory.",
     ]
 
 

@@ -7,15 +7,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import ablations, bad_input, bench, extrapolation, markdown, paired, parity, provenance, synthetic, zero_shot
+from . import (
+    ablations,
+    bad_input,
+    bench,
+    extrapolation,
+    markdown,
+    paired,
+    parity,
+    provenance,
+    synthetic,
+    training_runs,
+    zero_shot,
+)
 from .bench import bench_table
 from .jsonl import write_whole
 from .published import scale
 from .record import Record
-from .runs import ZERO_SHOT, Run, labels, load_runs
+from .runs import ZERO_SHOT, Run, labels, load_all
 from .trained import EXPERIMENT as TRAINING
-from .trained import hows, trained, training_table
+from .trained import Trained, trained, training_table
 from .trained import lines as training_lines
+from .training_runs import TrainingRun
 from .zero_shot import zero_shot_long, zero_shot_table
 
 if TYPE_CHECKING:
@@ -55,10 +68,10 @@ class Section:
     """One experiment's part of a report; `lines` are its numbers for the CSV."""
 
     title: str
-    table: str
+    table: str = ""
     notes: Sequence[str] = ()
     details: str = ""
-    lines: Sequence[dict[str, Any]]
+    lines: Sequence[dict[str, Any]] = ()
 
     def short(self) -> str:
         parts = [self.table, markdown.bullets(self.notes)]
@@ -79,15 +92,17 @@ def report(paths: Sequence[Path | str], *, pairs: Pairs = ()) -> Report:
     """
     if not paths:
         raise ValueError("no runs given")
-    runs = [run for path in dict.fromkeys(Path(p) for p in paths) for run in load_runs(path)]
+    runs = load_all(paths)
     experiments = dict.fromkeys(r.experiment for run in runs for r in run.records)
-    sections = [section for experiment in experiments for section in _whole_sections(experiment, runs)]
+    logs = training_runs.find(map(Path, paths))
+    sections = [section for experiment in experiments for section in _whole_sections(experiment, runs, logs)]
+    sections += _unfinished_sections(logs)
     compared, paired_lines = _comparisons(runs, pairs)
     return Report(
-        markdown="\n".join([*(s.full() for s in sections), *compared, _what_ran(runs)]),
+        markdown="\n".join([*(s.full() for s in sections), *compared, *([_what_ran(runs)] if runs else [])]),
         table="\n".join(s.short() for s in sections),
         csv=markdown.to_csv([line for s in sections for line in s.lines]),
-        paired_csv=markdown.to_csv(paired_lines) if paired_lines else "",
+        paired_csv=markdown.to_csv(paired_lines),
     )
 
 
@@ -128,22 +143,23 @@ def _paired_line(result: paired.Comparison, a: str, b: str) -> dict[str, object]
     }
 
 
-def _whole_sections(experiment: str, runs: Sequence[Run]) -> list[Section]:
+def _whole_sections(experiment: str, runs: Sequence[Run], logs: Sequence[TrainingRun]) -> list[Section]:
     try:
-        return _sections(experiment, runs)
+        return _sections(experiment, runs, logs)
     except KeyError as error:
         # A setting that our own commands write is not there.
         raise ValueError(f"a record of {experiment!r} was not written by mambalab: it has no {error}") from None
 
 
-def _sections(experiment: str, runs: Sequence[Run]) -> list[Section]:
+def _sections(experiment: str, runs: Sequence[Run], logs: Sequence[TrainingRun]) -> list[Section]:
     if experiment == ZERO_SHOT:
         return [_zero_shot_section(runs)]
     records = [r for run in runs for r in run.records if r.experiment == experiment]
     if experiment == TRAINING:
-        return _training_sections(records)
+        finished = trained(records)
+        return _training_sections([*finished, *training_runs.so_far(logs, finished)])
     if experiment == extrapolation.EXPERIMENT:
-        return _extrapolation_sections(records)
+        return _extrapolation_sections(records, [r for run in runs for r in run.records if r.experiment == TRAINING])
     if ablation := ablations.name_of(experiment):
         return [_ablation_section(one) for one in ablations.found(ablation, records)]
     if experiment == parity.EXPERIMENT:
@@ -195,35 +211,33 @@ def _bad_input_section(records: Sequence[Record]) -> Section:
     )
 
 
-def _training_sections(records: Sequence[Record]) -> list[Section]:
+def _training_sections(runs: Sequence[Trained]) -> list[Section]:
     """Table 1, of what belongs there; then whatever else was trained."""
-    runs = trained(records)
     copying = [run for run in runs if synthetic.is_table1(run)]
     others = [run for run in runs if not synthetic.is_table1(run)]
-    first = Section(
-        title="Selective copying (Table 1)",
-        table=markdown.table(synthetic.table1(copying), left=("Model", "Architecture", "Layer")),
-        notes=synthetic.table1_notes(copying),
-        lines=training_lines(copying),
-    )
-    rest = Section(
-        title="Training",
-        table=markdown.table(training_table(others), left=("Model", "Task")),
-        notes=hows(others),
-        lines=training_lines(others),
-    )
-    return [section for section, of in ((first, copying), (rest, others)) if of]
+    made = []
+    if copying:
+        table, notes = synthetic.table1(copying)
+        text = markdown.table(table, left=("Model", "Architecture", "Layer"))
+        title = "Selective copying (Table 1)"
+        made.append(Section(title=title, table=text, notes=notes, lines=training_lines(copying)))
+    if others:
+        table, notes = training_table(others)
+        text = markdown.table(table, left=("Model", "Task"))
+        made.append(Section(title="Training", table=text, notes=notes, lines=training_lines(others)))
+    return made
 
 
-def _extrapolation_sections(records: Sequence[Record]) -> list[Section]:
-    """Table 2, of induction heads; then other tasks."""
+def _extrapolation_sections(records: Sequence[Record], training: Sequence[Record]) -> list[Section]:
+    """Table 2, of induction heads, with what the records of their training tell; then other tasks."""
     heads = [r for r in records if r.task == synthetic.INDUCTION_HEADS]
     others = [r for r in records if r.task != synthetic.INDUCTION_HEADS]
-    found = synthetic.reaches(heads)
+    found = synthetic.reaches(heads, trained(training))
     made = []
     if heads:
-        table2 = markdown.table(synthetic.table2(found), left=("Model", "Measured"))
-        details, notes = extrapolation.report(heads), synthetic.table2_notes(found)
+        table, notes = synthetic.table2(found)
+        table2 = markdown.table(table, left=("Model", "Measured"))
+        details = extrapolation.report(heads)
         title, numbers = "Induction heads (Table 2)", synthetic.reach_lines(found)
         made.append(Section(title=title, table=table2, notes=notes, details=details, lines=numbers))
     if others:
@@ -239,6 +253,12 @@ def _ablation_section(one: ablations.Found) -> Section:
         notes=ablations.notes(one),
         lines=ablations.lines(one),
     )
+
+
+def _unfinished_sections(logs: Sequence[TrainingRun]) -> list[Section]:
+    """What has no records yet is said, whether it is a row of a table or not."""
+    notes = training_runs.unfinished(logs)
+    return [Section(title="Not finished", notes=notes)] if notes else []
 
 
 def _plain_section(experiment: str, records: Sequence[Record]) -> Section:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import markdown
+from .naming import Named, length, marks
 from .record import Record
 
 if TYPE_CHECKING:
@@ -20,13 +21,21 @@ SOLVED, DIVERGED = "steps to solved", "diverged after step"
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """One training: `setting` is its recipe and the steps done, `values` is by metric, DIVERGED alone where it did."""
+    """One training: `setting` is its recipe and the steps done, `values` is by metric, DIVERGED alone where it did.
+
+    Of one that is not finished, `values` is what its log says.
+    """
 
     model: str
     task: str
     seed: int | None
     setting: Mapping[str, Any]
     values: Mapping[str, float]
+    is_finished: bool = True
+
+    @property
+    def named(self) -> Named:
+        return (self.model, self.setting)
 
     def asked(self, path: str) -> Any:
         """What the setting holds under a dotted name, such as "model.d_state"; None where there is nothing."""
@@ -44,6 +53,12 @@ class Trained:
     def steps(self) -> int:
         """How many were done."""
         return self.setting["steps_done"]
+
+    @property
+    def done(self) -> str:
+        """The steps that were done as a table shows them."""
+        goal = "" if self.is_finished else f" of {self.setting['steps']:,}"
+        return f"{self.steps:,}{goal}"
 
     def percent(self, metric: str) -> str:
         """An accuracy as a table shows it."""
@@ -83,19 +98,21 @@ def _one(group: Sequence[Record]) -> Trained:
     return Trained(model=first.model, task=first.task, seed=first.seed, setting=first.setting, values=values)
 
 
-def training_table(runs: Iterable[Trained]) -> pd.DataFrame:
-    """A row a training, by task, length, model and seed."""
+def training_table(runs: Iterable[Trained]) -> tuple[pd.DataFrame, list[str]]:
+    """A row a training, by task, length, model and seed, and notes on how they were trained."""
     import pandas as pd
 
     ordered = sorted(runs, key=lambda run: (run.task, length(run.setting), run.model, run.seed or 0, run.steps))
-    return pd.DataFrame(
+    trained_as, notes = marks([run.named for run in ordered])
+    table = [
         {
             "Model": run.model,
             "Task": run.task,
             "Length": markdown.count(length(run.setting)),
+            "Trained": mark,
             "Seed": str(run.seed),
             "Batch": markdown.count(run.asked("batch_size")),
-            "Steps": markdown.count(run.steps),
+            "Steps": run.done,
             "Answers right %": run.percent(TOKENS),
             "Sequences right %": run.percent(SEQUENCES),
             "Steps to solved": run.count(SOLVED),
@@ -104,59 +121,16 @@ def training_table(runs: Iterable[Trained]) -> pd.DataFrame:
             "Minutes": run.minutes,
             "Parameters": run.count("parameters"),
         }
-        for run in ordered
-    )
-
-
-def length(setting: Mapping[str, Any]) -> int:
-    """Tokens that the task counts as its length: for selective copying its places, without the markers."""
-    task = setting["task"]
-    return task["places"] if "places" in task else task["length"]
-
-
-def how(setting: Mapping[str, Any]) -> str:
-    """How a training was done, in a line."""
-    optimiser = setting["optimiser"]
-    kind = "AdamW" if optimiser["weight_decay"] else "Adam"
-    parts = [
-        f"batches of {setting['batch_size']}",
-        f"{kind} at {optimiser['learning_rate']:g}, {_schedule(optimiser)}",
-        *_unusual(setting),
-        *([f"gradients clipped to {optimiser['clip']:g}"] if optimiser["clip"] else []),
-        *([f"first {stages}"] if (stages := _curriculum(setting["curriculum"])) else []),
+        for run, mark in zip(ordered, trained_as, strict=True)
     ]
-    return ", ".join(parts)
+    sequences = sorted({run.asked("sequences") for run in ordered})
+    counted = f"Right: of a fixed set of {' or '.join(map(markdown.count, sequences))} sequences."
+    return without_empty(pd.DataFrame(table), "Trained"), [counted, *notes]
 
 
-PRODUCTS = {"tf32": "TF32", "bfloat16": "bfloat16"}
-USUAL = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
-
-
-def _unusual(setting: Mapping[str, Any]) -> list[str]:
-    """What few trainings set, where this one did."""
-    optimiser = setting["optimiser"]
-    parts = [f"{name} {optimiser[name]:g}" for name, value in USUAL.items() if optimiser.get(name, value) != value]
-    product = setting.get("matmul", "float32")
-    return [*parts, *([f"matrix products in {PRODUCTS[product]}"] if product != "float32" else [])]
-
-
-def _schedule(optimiser: Mapping[str, Any]) -> str:
-    decay = "constant" if optimiser["decay"] == "constant" else f"{optimiser['decay']} decay"
-    if optimiser["decay"] != "constant" and optimiser["decay_steps"]:
-        decay += f" over the last {optimiser['decay_steps']:,} steps"
-    return decay + (f" after {optimiser['warmup']:,} steps of warm-up" if optimiser["warmup"] else "")
-
-
-def _curriculum(stages: Sequence[Sequence[int]]) -> str:
-    return " and ".join(f"{steps:,} steps at length {size:,}" for steps, size in stages)
-
-
-def hows(runs: Iterable[Trained]) -> list[str]:
-    """Each way in which some of these were trained, with their models where there are several."""
-    ways: dict[str, dict[str, None]] = {}
-    for run in runs:
-        ways.setdefault(how(run.setting), {})[run.model] = None
-    return [f"Trained in {way}." if len(ways) == 1 else f"{', '.join(of)}: {way}." for way, of in ways.items()]
+def without_empty(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The table without a column in which nothing is said."""
+    return table if any(table[column]) else table.drop(columns=column)
 
 
 def lines(runs: Iterable[Trained]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mambalab.reports import published, record
 from mambalab.reports.ablation_rows import ABLATIONS, Line
-from mambalab.reports.ablations import correlations, found
+from mambalab.reports.ablations import correlations, found, notes
 from mambalab.reports.rank_correlation import ranks, spearman
 from mambalab.reports.record import Record
 from mambalab.reports.tables import report
@@ -244,3 +244,12 @@ def test_ablations_of_other_models_are_tables_of_their_own():
     made = cell("selectivity", "C")
     other = replace(made, recipe=replace(made.recipe, model=replace(made.recipe.model, d_state=4)))
     assert len(found("selectivity", records_of(made, token_accuracy=0.5) + records_of(other, token_accuracy=0.5))) == 2
+
+
+def test_ablations_whose_matrices_were_multiplied_otherwise_are_tables_of_their_own():
+    made = records_of(cell("state-size", "n-4-selective"), token_accuracy=0.5)
+    older = [replace(r, setting={k: v for k, v in r.setting.items() if k != "matmul"}, seed=1) for r in made]
+    other = [replace(r, setting={**r.setting, "matmul": "tf32"}) for r in made]
+    tables = found("state-size", [*made, *older, *other])
+    assert [len(one.all) for one in tables] == [2, 1]
+    assert any("matrix products in TF32" in note for note in notes(tables[1]))

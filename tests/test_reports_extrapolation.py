@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import subprocess
-import sys
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from mambalab.reports import extrapolation, figures, record
+from mambalab.reports import extrapolation, figures
 from mambalab.reports.binomial import at_least
 from mambalab.reports.record import Record
 from scipy.stats import beta
 
-TRAINING = {"batch_size": 8, "steps": 4000, "optimiser": {"learning_rate": 1e-3, "decay": "constant"}}
+OPTIMISER = {"learning_rate": 1e-3, "decay": "constant", "weight_decay": 0.0, "warmup": 0, "clip": None}
+TASK = {"name": "induction-heads", "length": 256}
+TRAINING: dict[str, Any] = {"batch_size": 8, "steps": 4000, "optimiser": OPTIMISER, "curriculum": [], "task": TASK}
 
 
-def one(length: int, right: int = 256, *, model: str = "mamba", seed: int = 0, **setting: Any) -> Record:
+def one(
+    length: int, right: int = 256, *, model: str = "mamba", task: str = "induction-heads", seed: int = 0, **setting: Any
+) -> Record:
     """The record of a length with so many of 256 right, near distances first."""
     nearest = length // 2
     return Record(
         experiment="extrapolation",
         model=model,
-        task="induction-heads",
+        task=task,
         metric="sequence accuracy",
         value=right / 256,
         n=256,
@@ -159,33 +159,41 @@ def test_the_plot_over_distance_adds_up_all_lengths():
     assert line.get_xydata().tolist() == [[64, 100], [128, 100 * (156 + 100) / (156 + 100)], [256, 100 * 100 / 156]]
 
 
-def test_the_loss_is_drawn_against_the_step():
-    log = [{"step": 100, "loss": 2.7}, {"step": 200, "loss": 0.1}]
-    figure = figures.loss_by_step({"seed-0": log, "seed-1": log[:1]})
-    lines = curves(figure)
-    assert lines["seed-0"].get_xydata().tolist() == [[100, 2.7], [200, 0.1]]
-    assert lines["seed-1"].get_xydata().tolist() == [[100, 2.7]]
-    assert figure.axes[0].get_yscale() == "log"
+def test_chance_is_that_of_one_guess_or_is_not_drawn():
+    whole = one(256, published=None, task="selective-copying", chance=1 / 14)
+    answers = replace(whole, metric="token accuracy", value=0.9, n=16 * 256)
+    assert "chance, 7.1%" in curves(figures.accuracy_by_length([whole]))
+    assert not any("chance" in label for label in curves(figures.accuracy_by_length([answers, whole])))
+    both = curves(figures.accuracy_by_length([answers, whole, one(256, model="mamba-s6")]))
+    assert [label for label in both if "chance" in label] == ["chance, 6.7%"]
 
 
-def written(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+def test_trainings_of_one_model_and_seed_are_rows_of_their_own_with_a_mark_of_each():
+    wider = TRAINING | {"batch_size": 32}
+    first = [one(256, 64, weights="a"), one(512, 128, weights="a")]
+    both = [*first, *(replace(r, setting={**r.setting, "weights": "b", "training": wider}) for r in first)]
+    answers = [replace(r, metric="token accuracy", value=1 - i / 4, n=512) for i, r in enumerate(both)]
+    lines = extrapolation.by_length([*answers, *both]).to_dict("records")
+    assert [(line["Trained"], line["Length"], line["Answers right %"]) for line in lines] == [
+        ("(1)", "2^8", "100.00"),
+        ("(1)", "2^9", "75.00"),
+        ("(2)", "2^8", "50.00"),
+        ("(2)", "2^9", "25.00"),
+    ]
+    assert list(extrapolation.by_distance(both).columns)[1] == "mamba, seed 0 (1), at 2^8"
+    told = [note for note in extrapolation.notes(both) if "trained" in note]
+    assert [note[:19] for note in told] == ["(1) mamba, seed 0: ", "(2) mamba, seed 0: "]
+    assert "of 32 rows" in told[1]
 
 
-def test_plots_have_the_same_bytes_in_another_process_with_other_settings(tmp_path):
-    records, here, there = tmp_path / "records.jsonl", tmp_path / "here", tmp_path / "there"
-    record.write(records, [*MISSED, *ATTENTION])
-    log = tmp_path / "log.jsonl"
-    log.write_text('{"step": 100, "loss": 2.5}\n{"step": 200, "loss": 0.5}\n')
-    figures.main([str(here), str(records), str(log)])
-    (tmp_path / "matplotlibrc").write_text("lines.linewidth: 9\nfont.size: 20\nsvg.fonttype: none\n")
-    command = [sys.executable, "-m", "mambalab.reports.figures", there, records, log]
-    paths = [str(Path(path).resolve()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    changed = {"PYTHONHASHSEED": "7", "MATPLOTLIBRC": str(tmp_path), "PYTHONPATH": os.pathsep.join(paths)}
-    subprocess.run(command, env=os.environ | changed, cwd=tmp_path, check=True)
-    assert written(here) == written(there)
-    kinds = ("accuracy-by-distance", "accuracy-by-length", "loss-by-step")
-    assert list(written(here)) == [f"{kind}.{suffix}" for kind in kinds for suffix in ("png", "svg")]
+def test_trainings_of_one_model_and_seed_are_lines_of_their_own_and_say_what_they_differ_in():
+    faster = TRAINING | {"optimiser": TRAINING["optimiser"] | {"learning_rate": 0.01}}
+    records = [one(256, weights="a"), one(512, 128, weights="b", training=faster), one(512, weights="a")]
+    lines = curves(figures.accuracy_by_length(records))
+    slow, fast = lines["mamba, Adam at 0.001, seed 0"], lines["mamba, Adam at 0.01, seed 0"]
+    assert slow.get_xydata().tolist() == [[256, 100], [512, 100]]
+    assert fast.get_xydata().tolist() == [[512, 50]]
+    assert slow.get_color() != fast.get_color()
 
 
 def test_plots_are_whole_files_of_their_kind(tmp_path):

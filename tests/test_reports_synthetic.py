@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,14 +10,15 @@ from typing import Any
 import pytest
 from mambalab.models.synthetic import SYNTHETIC
 from mambalab.reports import published, record, synthetic
+from mambalab.reports.naming import how
 from mambalab.reports.record import Record
 from mambalab.reports.tables import report
-from mambalab.reports.trained import how, trained
+from mambalab.reports.trained import trained
 from mambalab.tasks.recipes import Optimiser, Recipe, recipe, to_json, with_model
-from reports_cases import narrow, some_record
+from reports_cases import narrow, some_record, write_lines
 
 
-def training(recipe: Recipe, model: str, **values: float) -> list[Record]:
+def training(recipe: Recipe, model: str, steps_done: int | None = None, **values: float) -> list[Record]:
     """What a training of the recipe might have measured."""
     made = {"sequence_accuracy": 0.5, "training_seconds": 600.0, "steps_per_second": 250.0, "parameters": 67520}
     return [
@@ -28,7 +30,7 @@ def training(recipe: Recipe, model: str, **values: float) -> list[Record]:
             value=value,
             stderr=None,
             n=256,
-            setting=to_json(recipe) | {"steps_done": recipe.steps},
+            setting=to_json(recipe) | {"steps_done": steps_done or recipe.steps},
             seed=recipe.seed,
         )
         for metric, value in (made | values).items()
@@ -72,6 +74,7 @@ def table(tmp_path, records: list[Record]) -> str:
     return narrow(report([tmp_path]).table)
 
 
+HEADS = recipe("induction-heads")
 COPYING = replace(recipe("selective-copying"), steps=50_000)
 
 
@@ -111,7 +114,7 @@ def test_our_names_of_the_rows_of_table_1_are_the_models():
     rows = [row for row in SYNTHETIC.values() if row.table == "table1"]
     runs = trained([r for row in rows for r in training(with_model(COPYING, row.name), row.name, token_accuracy=1.0)])
     assert all(map(synthetic.is_table1, runs))
-    made = synthetic.table1(runs)
+    made, _ = synthetic.table1(runs)
     assert list(made["Answers right %"]) == ["100.00"] * len(published.rows("table1.csv"))
     assert [(arch, layer) for arch, layer in zip(made["Architecture"], made["Layer"], strict=True)] == [
         (row.row["arch"], row.row["layer"]) for row in rows
@@ -122,16 +125,59 @@ def test_what_is_no_row_of_table_1_stands_in_a_table_of_trainings(tmp_path):
     quick = recipe("selective-copying-quick")
     heads = replace(recipe("induction-heads"), steps=1024)
     told = {"token_accuracy": 1.0, "sequence_accuracy": 1.0, "steps_to_solved": 900.0, "seconds_to_solved": 12.5}
-    records = [*training(quick, "mamba-s6", token_accuracy=0.5), *training(heads, "mamba", **told)]
+    records = [*training(quick, "mamba-s6", token_accuracy=0.5), *training(heads, "mamba", None, **told)]
     assert table(tmp_path, records).split("\n\n")[0] == TRAININGS
 
 
 TRAININGS = """\
-| Model | Task | Length | Seed | Batch | Steps | Answers right % | Sequences right % | Steps to solved \
+| Model | Task | Length | Trained | Seed | Batch | Steps | Answers right % | Sequences right % | Steps to solved \
 | Seconds to solved | Steps/s | Minutes | Parameters |
-|:-|:-|-:|-:|-:|-:|-:|-:|-:|-:|-:|-:|-:|
-| mamba | induction-heads | 256 | 0 | 8 | 1,024 | 100.00 | 100.00 | 900 | 12.5 | 250 | 10.0 | 67,520 |
-| mamba-s6 | selective-copying | 256 | 0 | 16 | 8,500 | 50.00 | 50.00 | — | — | 250 | 10.0 | 67,520 |"""
+|:-|:-|-:|-:|-:|-:|-:|-:|-:|-:|-:|-:|-:|-:|
+| mamba | induction-heads | 256 | (1) | 0 | 8 | 1,024 | 100.00 | 100.00 | 900 | 12.5 | 250 | 10.0 | 67,520 |
+| mamba-s6 | selective-copying | 256 | (2) | 0 | 16 | 8,500 | 50.00 | 50.00 | — | — | 250 | 10.0 | 67,520 |"""
+
+
+def test_a_row_of_table_1_has_a_mark_of_how_it_was_trained(tmp_path):
+    decayed = replace(COPYING, optimiser=Optimiser(decay="cosine"))
+    longer = replace(COPYING, steps=400_000)
+    records = [r for one in (decayed, longer) for r in training(one, "mamba-s6", token_accuracy=0.5)]
+    lines = table(tmp_path, records).splitlines()
+    assert [line.split(" | ")[5:9] for line in lines if line.startswith("| Mamba | Mamba | S6")] == [
+        ["99.8", "(1)", "0", "50,000"],
+        ["99.8", "(2)", "0", "400,000"],
+    ]
+    assert "| S4 | No gate | S4 | not run | — | 18.3 | — | — | — | — | — | — | — |" in lines
+    assert lines[-2:] == [
+        "- (1): batches of 64, Adam at 0.001, cosine decay.",
+        "- (2): batches of 64, Adam at 0.0001, constant.",
+    ]
+
+
+def test_trainings_told_apart_by_nothing_else_have_their_setting_in_the_note(tmp_path):
+    narrow_state = replace(COPYING, model=replace(COPYING.model, d_state=4))
+    records = [r for one in (COPYING, narrow_state) for r in training(one, "mamba-variant")]
+    lines = table(tmp_path, records).splitlines()
+    assert lines[-2:] == [
+        "- (1): batches of 64, Adam at 0.0001, constant, d_state 16.",
+        "- (2): batches of 64, Adam at 0.0001, constant, d_state 4.",
+    ]
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_row_of_table_1_may_be_unfinished_where_another_names_its_model(tmp_path, is_known):
+    model = COPYING.model if is_known else replace(COPYING.model, d_state=4)
+    going_on = replace(COPYING, steps=400_000, seed=1, model=model, matmul="tf32")
+    line = {"step": 120_000, "loss": 1.5, "accuracy": 0.5, "steps_per_second": 200.0, "seconds": 600.0}
+    folder = tmp_path / "seed-1"
+    folder.mkdir()
+    (folder / "settings.json").write_text(json.dumps({"recipe": to_json(going_on)}))
+    write_lines(folder / "log.jsonl", [line | {"measured": {"token": 0.625, "sequence": 0.25}}])
+    lines = table(tmp_path, training(COPYING, "mamba-s6", token_accuracy=0.5)).splitlines()
+    rows = [line for line in lines if line.startswith("| Mamba | Mamba | S6")]
+    unfinished = "| Mamba | Mamba | S6 | 62.50 | 25.00 | 99.8 | (2) | 1 | 120,000 of 400,000 | — | 10.0 | 200 | — |"
+    assert rows[1:] == [unfinished] * is_known
+    assert ("- (2): batches of 64, Adam at 0.0001, constant, matrix products in TF32." in lines) == is_known
+    assert "step 120,000 of 400,000 after 10.0 minutes, 62.50 % of answers" in lines[-1]
 
 
 @pytest.mark.parametrize(
@@ -161,26 +207,48 @@ def test_table_2_has_ours_over_the_papers_line(tmp_path):
         *reading("mha-abs", {64: 0.5, 128: "out of memory", 2**21: "not possible: too long"}),
         *reading("mamba-s6", {128: 0.25}),
     ]
-    lines = table(tmp_path, records).splitlines()
-    assert lines[0] == "| Model | Measured | Steps | " + " | ".join(f"2^{i}" for i in range(6, 22)) + " |"
-    unmeasured = " | ".join(["not run"] * 13)
-    none = "not run"
+    records += training(HEADS, "mamba", 2500, parameters=73664, training_seconds=90.0)
+    text = table(tmp_path, records)
+    lines = text[: text.index("\n\n|")].splitlines()
+    lengths = " | ".join(f"2^{i}" for i in range(6, 22))
+    assert lines[0] == f"| Model | Measured | Parameters | Steps | Minutes | n | {lengths} |"
+    unmeasured = " | ".join(["—"] * 13)
+    none = "—"
     assert lines[2:5] == [
-        f"| MHA-Abs | seed 0 | 2,500 | 50.0 | oom | {unmeasured} | not possible |",
-        "| MHA-Abs | paper | | 100.0 | 99.6 | 100.0 | 58.6 | 26.6 | 18.8 | 9.8 | 10.9 | 7.8 " + "| oom " * 6 + "| |",
-        "| MHA-RoPE | not run |" + " |" * 17,
+        f"| MHA-Abs | seed 0 | — | 2,500 | — | 256 | 50.0 | oom | {unmeasured} | not possible |",
+        "| MHA-Abs | paper | 137K | — | — | — | 100.0 | 99.6 | 100.0 | 58.6 | 26.6 | 18.8 | 9.8 | 10.9 | 7.8 "
+        + "| oom " * 6
+        + "| — |",
+        "| MHA-RoPE | not run |" + " — |" * 20,
     ]
     mamba = lines.index(next(line for line in lines if line.startswith("| Mamba ")))
     assert lines[mamba : mamba + 4] == [
-        f"| Mamba | seed 0 | 2,500 | 100.0 | {none} | {unmeasured} | {none} |",
-        f"| Mamba | seed 1 | 2,500 | 100.0 | 99.6 | {unmeasured} | 50.0 |",
-        "| Mamba | paper | " + "| 100.0 " * 15 + "| |",
-        f"| mamba-s6 | seed 0 | 2,500 | {none} | 25.0 | {unmeasured} | {none} |",
+        f"| Mamba | seed 0 | 73,664 | 2,500 | 1.50 | 256 | 100.0 | {none} | {unmeasured} | {none} |",
+        f"| Mamba | seed 1 | — | 2,500 | — | 256 | 100.0 | 99.6 | {unmeasured} | 50.0 |",
+        "| Mamba | paper | 74K | — | — | — " + "| 100.0 " * 15 + "| — |",
+        f"| mamba-s6 | seed 0 | — | 2,500 | — | 256 | {none} | 25.0 | {unmeasured} | {none} |",
     ]
-    assert lines[-2:] == [
-        "- Induction heads: % of sequences whose last token is right, on 256 sequences a length.",
-        "- Paper: arXiv:2312.00752v2, Table 11 (the numbers of Table 2), trained at length 256. oom: out of memory.",
+    assert lines[-3:] == [
+        "- Induction heads: % of sequences whose last token is right, on 256 sequences a length (n). —: not run, or "
+        "not known from these records.",
+        "- Paper: arXiv:2312.00752v2, Table 11 (the numbers of Table 2), trained at length 256; its parameters as "
+        "printed. oom: out of memory.",
+        "- Trained in batches of 8, Adam at 0.001, constant.",
     ]
+
+
+def test_a_training_that_may_be_one_of_two_tells_nothing_of_a_row_of_table_2():
+    here = trained(training(HEADS, "mamba", 2500))
+    records = reading("mamba", {64: 1.0})
+    assert [one.training for one in synthetic.reaches(records, here)] == here
+    assert [one.training for one in synthetic.reaches(records, here * 2)] == [None]
+    assert [one.training for one in synthetic.reaches(records, trained(training(HEADS, "mamba")))] == [None]
+
+
+def test_the_number_of_sequences_of_each_model_is_in_table_2():
+    few, many = reading("mamba", {64: 1.0}), reading("mamba", {128: 1.0})
+    frame, _ = synthetic.table2(synthetic.reaches([replace(few[0], n=4), *many]))
+    assert "4 to 256" in list(frame["n"])
 
 
 def test_a_length_measured_after_all_is_no_longer_left_out():

@@ -1,0 +1,176 @@
+"""Training runs as their folders tell them: what was asked for and the log so far, whether they are finished or not."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from types import MappingProxyType
+from typing import Any
+
+from . import jsonl, markdown, record
+from .naming import how, length
+from .trained import SEQUENCES, SOLVED, TOKENS, Trained
+
+# As tasks.run_files and harness.ablate write them; a run has records at its end, or a record that it diverged.
+SETTINGS, LOG, RECORDS = "settings.json", "log.jsonl", "records.jsonl"
+ENDS = (RECORDS, f"diverged/{RECORDS}")
+NUMBERS = {"step", "loss", "accuracy", "steps_per_second", "seconds"}
+
+ANSWERS: Mapping[str, Callable[[Mapping[str, Any]], int]] = MappingProxyType(
+    {
+        "induction-heads": lambda task: task["vocab_size"] - 1,
+        "selective-copying": lambda task: task["vocab_size"] - 2,
+        "associative-recall": lambda task: task["vocab_size"] - task["vocab_size"] // 2,
+    }
+)
+"""How many symbols of a task, given its settings, can be an answer: one in so many guesses is right by chance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun:
+    """A run: `setting` is its recipe, `log` a line each so many steps, `model` its name in its records.
+
+    `name` is its folder's, from the folder down that was searched.
+    """
+
+    name: str
+    setting: Mapping[str, Any] = field(repr=False)
+    log: Sequence[Mapping[str, Any]] = field(repr=False)
+    model: str | None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether records say how it ended."""
+        return self.model is not None
+
+    @property
+    def task(self) -> str:
+        return self.setting["task"]["name"]
+
+    @property
+    def length(self) -> int:
+        """Tokens that the task counts as its length, without a curriculum's."""
+        return length(self.setting)
+
+    @property
+    def seed(self) -> int:
+        return self.setting["seed"]
+
+    @property
+    def step(self) -> int:
+        """How many were done, as the log says."""
+        return self.log[-1]["step"] if self.log else 0
+
+    @property
+    def chance_loss(self) -> float | None:
+        """Cross entropy, in nats, of a guess among all answers there are; None for a task that is not known here."""
+        answers = ANSWERS.get(self.task)
+        return math.log(answers(self.setting["task"])) if answers else None
+
+
+def find(paths: Iterable[Path]) -> list[TrainingRun]:
+    """The training runs in these folders and below, each once, by path. ValueError for settings that are damaged."""
+    above = {file.parent: path for path in paths if path.is_dir() for file in path.rglob(SETTINGS)}
+    return [run for folder in sorted(above) for run in _read(folder, above[folder])]
+
+
+def _read(folder: Path, above: Path) -> Iterator[TrainingRun]:
+    try:
+        setting = jsonl.read_object(folder / SETTINGS).get("recipe")
+    except ValueError:
+        # Other programs call files so, too.
+        if (folder / LOG).is_file():
+            raise
+        return
+    if not isinstance(setting, dict):
+        return
+    try:
+        name = folder.relative_to(above).as_posix() if folder != above else folder.resolve().name
+        yield _checked(TrainingRun(name=name, setting=setting, log=_log(folder / LOG), model=_model(folder)))
+    except KeyError as error:
+        raise ValueError(f"{folder / SETTINGS} was not written by mambalab: it has no {error}") from None
+
+
+def _checked(run: TrainingRun) -> TrainingRun:
+    """The run, if all is there that is said of one. KeyError where something is not."""
+    _standing(run)
+    return run
+
+
+def _log(path: Path) -> list[dict[str, Any]]:
+    """Its lines. One that a kill cut short, or that no run wrote, ends it."""
+    lines = []
+    for text in jsonl.read_bytes(path).splitlines() if path.is_file() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            break
+        if not isinstance(line, dict) or not line.keys() >= NUMBERS:
+            break
+        lines.append(line)
+    return lines
+
+
+def _model(folder: Path) -> str | None:
+    ends = (folder / name for name in ENDS)
+    return next((record.read(end)[0].model for end in ends if end.is_file()), None)
+
+
+def unfinished(runs: Sequence[TrainingRun]) -> list[str]:
+    """A line for each run that is not finished: how far it is, what it last got right, and how it is trained."""
+    return [_standing(run) for run in runs if not run.is_finished]
+
+
+def so_far(runs: Sequence[TrainingRun], finished: Sequence[Trained]) -> list[Trained]:
+    """What the logs of unfinished runs say, of those whose model is that of a finished one, which names it."""
+    names = {json.dumps(one.setting["model"], sort_keys=True): one.model for one in finished}
+    return [
+        Trained(
+            model=names[shape],
+            task=run.task,
+            seed=run.seed,
+            setting={**run.setting, "steps_done": run.step},
+            values=_values(run),
+            is_finished=False,
+        )
+        for run in runs
+        if not run.is_finished and (shape := json.dumps(run.setting["model"], sort_keys=True)) in names
+    ]
+
+
+def _values(run: TrainingRun) -> dict[str, float]:
+    """The last numbers of a log, under the names that records have for them."""
+    measured = [(line, line["measured"]) for line in run.log if "measured" in line]
+    values: dict[str, float] = {}
+    if measured:
+        values |= {TOKENS: measured[-1][1]["token"], SEQUENCES: measured[-1][1]["sequence"]}
+    if solved := [line for line, found in measured if found["sequence"] == 1]:
+        values |= {SOLVED: solved[0]["step"], "seconds to solved": solved[0]["seconds"]}
+    if run.log:
+        values["steps per second"] = median(line["steps_per_second"] for line in run.log)
+        values["training seconds"] = run.log[-1]["seconds"]
+    return values
+
+
+def _standing(run: TrainingRun) -> str:
+    measured = [line["measured"] for line in run.log if "measured" in line]
+    right = (
+        f", {markdown.fixed(100 * measured[-1]['token'])} % of answers and "
+        f"{markdown.fixed(100 * measured[-1]['sequence'])} % of sequences right when last measured"
+        if measured
+        else ""
+    )
+    took = f" after {markdown.significant(run.log[-1]['seconds'] / 60)} minutes" if run.log else ""
+    return (
+        f"{run.name}: not finished, step {run.step:,} of {run.setting['steps']:,}{took}{right} "
+        f"({kind(run.setting)} on {run.task} at length {run.length:,}, seed {run.seed}; {how(run.setting)})."
+    )
+
+
+def kind(setting: Mapping[str, Any]) -> str:
+    """What mixes in a model: its name where no record has one."""
+    return setting["model"].get("mixer", "mamba")
