@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 SIZE = (8.0, 4.5)  # inches
 MARKERS = "osD^vP"
 WIDE = 36  # characters of a line of the legend
+TALL = 0.22  # inches of one
+UNLABELLED = "_"  # what matplotlib leaves out of a legend
 
 
 def accuracy_by_length(records: Sequence[Record]) -> Figure:
@@ -84,7 +86,7 @@ class _Line:
 
 
 def _lines(records: Sequence[Record]) -> list[_Line]:
-    """A line a training. Models, or ways to train one, have a colour each, or seeds where there is one way alone.
+    """A line a training. Models, or ways to train one, have a colour and a label each; seeds where there is one way.
 
     Lines may lie on each other and are all seen: later ones are thinner, their marks smaller.
     """
@@ -99,10 +101,16 @@ def _lines(records: Sequence[Record]) -> list[_Line]:
     for i, (name, of_way) in enumerate(zip(names, by_way.values(), strict=True)):
         for nth, ((seed, _), of_line) in enumerate(of_way.items()):
             style = {"color": hues[nth if is_one else i], "zorder": 3, "clip_on": False}
-            style |= {"marker": MARKERS[(i + nth) % len(MARKERS)], "markersize": max(3.0, 6.5 - 1.6 * len(made))}
-            style |= {"linewidth": max(0.8, 2.0 - 0.6 * len(made))}
-            made.append(_Line(label=wrapped(f"{name}, seed {seed}", WIDE), records=of_line, style=style))
+            style |= {"marker": MARKERS[(nth if is_one else i) % len(MARKERS)]}
+            style |= {"markersize": max(3.0, 6.5 - 1.6 * len(made)), "linewidth": max(0.8, 2.0 - 0.6 * len(made))}
+            seeds = [seed] if is_one else [seed for seed, _ in of_way]
+            label = wrapped(f"{name}, {_seeds(seeds)}", WIDE) if is_one or not nth else UNLABELLED
+            made.append(_Line(label=label, records=of_line, style=style))
     return made
+
+
+def _seeds(seeds: Sequence[int | None]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def _draw_published(axes: Axes, lines: Sequence[_Line]) -> None:
@@ -146,7 +154,12 @@ def _finish(figure: Figure, axes: Axes, records: Sequence[Record], lengths: Coll
 
 
 def _legend(axes: Axes) -> None:
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    """Beside the axes, whose figure grows where that is too low for it."""
+    legend = axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    lines = sum(text.get_text().count("\n") + 1 for text in legend.get_texts())
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.set_size_inches(SIZE[0], max(SIZE[1], TALL * lines))
 
 
 def _lengths(records: Sequence[Record]) -> list[int]:

@@ -193,7 +193,8 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> 
         os.fsync(log.fileno())
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with weight_files.atomic(path) as part:
-        save_file(content, part, metadata={"format": "pt", "digest": digest(content)})
+        # One entry alone: of several the file has them in a random order.
+        save_file(content, part, metadata={"digest": digest(content)})
     for old in checkpoints(folder)[KEPT:]:
         old.unlink(missing_ok=True)
     return path
