@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types format clean kill-campaign bad-input-campaign sanitize
+.PHONY: demo test check lint types format clean kill-campaign kill-training bad-input-campaign sanitize
 
 demo: $(READY)
 	$(BIN)/mambalab demo
@@ -24,6 +24,10 @@ types: $(READY) build/ns/mambalab
 # 50 SIGKILLs and a handful of full disks; a few minutes on a quiet machine.
 kill-campaign: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/kill_campaign.py --kills 50 --seed 0 --out reports/results/kill-campaign
+
+# 10 SIGKILLs of trainings; a few minutes.
+kill-training: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/kill_training.py --kills 10 --seed 0 --out reports/results/kill-training
 
 # Needs an NVIDIA GPU and compute-sanitizer, which comes with the CUDA toolkit; racecheck takes minutes.
 SANITIZED ?= $(BIN)/python tests/sanitize_gpu.py
