@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -35,11 +35,10 @@ SETTINGS = "ablation.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A cell to be trained: where, on what, and by when (`time.time()`) to stop with a checkpoint."""
+    """A cell to be trained: where, and by when (`time.time()`) to stop with a checkpoint."""
 
     cell: Cell
     folder: Path
-    device: str
     backend: str | None = None
     until: float | None = None
 
@@ -102,11 +101,12 @@ def claim(folder: Path, grid: str, base: Recipe, device: str, backend: str | Non
     run_files.write_json(path, settings)
 
 
-def run(jobs: Sequence[Job], at_once: int) -> Iterator[Outcome]:
+def run(jobs: Sequence[Job], at_once: int, devices: Sequence[str]) -> Iterator[Outcome]:
     """What comes of each job, as it comes, from so many processes; none is begun when its time is up.
 
-    They are spawned, since a forked one could use neither CUDA nor the threads of the CPU backend, and each is used
-    for one job after the other, until one fails. All of them end with the iteration, and with this process.
+    Each process has a device of its own or shares it, as evenly as may be. They are spawned, since a forked one could
+    use neither CUDA nor the threads of the CPU backend, and each is used for one job after the other, until one fails.
+    All of them end with the iteration, and with this process.
     """
     waiting, idle = deque(jobs), list[_Worker]()
     busy: dict[Connection, tuple[_Worker, Job]] = {}
@@ -116,7 +116,7 @@ def run(jobs: Sequence[Job], at_once: int) -> Iterator[Outcome]:
             while waiting and len(busy) < at_once:
                 job = waiting.popleft()
                 if job.until is None or time.time() < job.until:
-                    worker = idle.pop() if idle else _Worker(threads)
+                    worker = idle.pop() if idle else _Worker(threads, _least_used(devices, busy.values()))
                     worker.pipe.send(job)
                     busy[worker.pipe] = worker, job
             # Without a process at work there is nothing to wait for, ever.
@@ -134,13 +134,19 @@ def run(jobs: Sequence[Job], at_once: int) -> Iterator[Outcome]:
             worker.end()
 
 
-class _Worker:
-    """A process of its own that trains what it is sent."""
+def _least_used(devices: Sequence[str], busy: Iterable[tuple[_Worker, Job]]) -> str:
+    used = Counter(worker.device for worker, _ in busy)
+    return min(devices, key=lambda device: used[device])
 
-    def __init__(self, threads: int) -> None:
+
+class _Worker:
+    """A process of its own that trains what it is sent, on its device."""
+
+    def __init__(self, threads: int, device: str) -> None:
+        self.device = device
         context = multiprocessing.get_context("spawn")
         self.pipe, far = context.Pipe()
-        self.process = context.Process(target=_serve, args=(far, threads), daemon=True)
+        self.process = context.Process(target=_serve, args=(far, threads, device), daemon=True)
         self.process.start()
         # Now a process that ends closes the last of its end, and that is heard here.
         far.close()
@@ -163,14 +169,14 @@ def _how(status: int) -> str:
     return f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
 
 
-def _serve(pipe: Connection, threads: int) -> None:
+def _serve(pipe: Connection, threads: int, device: str) -> None:
     # Whoever sent Ctrl-C reached the first process too, which ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()
     torch.set_num_threads(threads)
     while True:
-        pipe.send(work(pipe.recv()))
+        pipe.send(work(pipe.recv(), device))
         # Other processes want the memory.
         gc.collect()
         if torch.cuda.is_initialized():
@@ -185,17 +191,17 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def work(job: Job) -> Outcome:
-    """Train one cell in this process; whatever goes wrong is told and raises nothing."""
+def work(job: Job, device: str) -> Outcome:
+    """Train one cell in this process, on this device; whatever goes wrong is told and raises nothing."""
     begun = time.time()
     recipe = job.cell.recipe
     try:
         result = train(
             recipe,
             job.folder,
-            device=job.device,
+            device=device,
             backend=job.backend,
-            provenance=origin(recipe, job.device, job.backend),
+            provenance=origin(recipe, device, job.backend),
             experiment=job.cell.experiment,
             seconds=None if job.until is None else max(0.0, job.until - begun),
         )

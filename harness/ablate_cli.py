@@ -17,7 +17,9 @@ from .options import SECONDS, TEXT
 @click.option("--only", multiple=True, metavar="CELL", help="One of its cells; may be repeated.")
 @click.option("--seeds", default="0,1,2", show_default=True, help="Comma-separated; of weights and data.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting of all cells.")
-@click.option("--device", default=None, help="cpu, cuda or cuda:N; default: cuda where there is one.")
+@click.option(
+    "--device", help="cpu, cuda or cuda:N, or several such as cuda:0,cuda:1; default: cuda where there is one."
+)
 @click.option("--backend", help="A backend of the scan by name (see doctor); never falls back.")
 @click.option("--seconds", type=SECONDS, help="Stop, with checkpoints, after so long; the same command goes on.")
 @click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Cells trained at once.")
@@ -47,21 +49,21 @@ def ablate(
     begun, values = time.time(), split([text.removeprefix("recipe.") for text in assignments])
     from ..tasks import ablations
     from .ablate import Job, check_kept, claim, run
-    from .devices import resolve_device
+    from .devices import resolve_devices
 
     grid = ablations.grid(grid_name)
     names = ablations.tasks(grid, task_names)
     bases = [assigned(ablations.BASES[name], values) for name in names]
     cells = ablations.cells(grid, bases, _seeds(seeds), only)
     check_kept(values, bases, cells)
-    place, folder = resolve_device(device), Path(out or f"runs/ablate-{grid.name}")
+    places, folder = resolve_devices(device), Path(out or f"runs/ablate-{grid.name}")
     for base in bases:
-        claim(folder / base.task.name, grid.name, base, place, backend)
+        claim(folder / base.task.name, grid.name, base, places[0], backend)
     until = None if seconds is None else begun + seconds
-    all_jobs = [Job(cell=c, folder=folder / c.folder, device=place, backend=backend, until=until) for c in cells]
+    all_jobs = [Job(cell=c, folder=folder / c.folder, backend=backend, until=until) for c in cells]
     waiting = [job for job in all_jobs if not job.is_done]
     done, failed = len(all_jobs) - len(waiting), 0
-    for outcome in run(waiting, jobs):
+    for outcome in run(waiting, jobs, places):
         done, failed = done + (outcome.state == "done"), failed + (outcome.state == "failed")
         told = f"failed: {outcome.text}" if outcome.state == "failed" else outcome.text
         click.echo(f"[{done}/{len(all_jobs)}] {outcome.cell}: {told} ({outcome.seconds:.0f} s)", err=True)

@@ -25,6 +25,14 @@ def resolve_device(device: str | None, *, scans: bool = True) -> str:
     return device
 
 
+def resolve_devices(names: str | None) -> list[str]:
+    """The devices of a text such as "cuda:0,cuda:1"; several are GPUs, each by its number. Else as `resolve_device`."""
+    found = [resolve_device(name) for name in ([None] if names is None else names.split(","))]
+    if len(found) > 1 and (len(set(found)) < len(found) or not all(name.startswith("cuda:") for name in found)):
+        raise ValueError(f"several devices are GPUs such as cuda:0,cuda:1, each named once, not {names!r}")
+    return found
+
+
 def _cuda_cannot_scan() -> bool:
     try:
         backends.pick("cuda")

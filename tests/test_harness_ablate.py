@@ -56,7 +56,7 @@ def command(out: Path, *options: object, grid: str = "selectivity", **changes: s
 def jobs(out: Path, *only: str, steps: int = 8) -> list[Job]:
     base = assigned(BASES[TASK], TINY | {"steps": str(steps)})
     made = cells(GRIDS["selectivity"], [base], (0,), only)
-    return [Job(cell=cell, folder=out / cell.folder, device="cpu", backend="reference") for cell in made]
+    return [Job(cell=cell, folder=out / cell.folder, backend="reference") for cell in made]
 
 
 def weights(folder: Path) -> bytes:
@@ -95,7 +95,7 @@ def test_a_killed_ablation_leaves_no_process_behind_and_goes_on(tmp_path, unchec
     assert not all((folder / run_files.RECORDS).is_file() for folder in folders)
     assert mambalab(*command(out, *options, **many)).status == 0
     for job in jobs(tmp_path / "once", "none", "B", steps=80):
-        assert work(job).state == "done"
+        assert work(job, "cpu").state == "done"
         assert weights(job.folder) == weights(out / job.cell.folder)
 
 
@@ -124,10 +124,17 @@ class Deadly(Job):
 
 def test_a_process_that_dies_is_told_and_replaced(tmp_path):
     (job, other) = jobs(tmp_path, "none", "B")
-    deadly = Deadly(cell=job.cell, folder=job.folder, device="cpu")
-    first, second = run([deadly, other], 1)
+    deadly = Deadly(cell=job.cell, folder=job.folder)
+    first, second = run([deadly, other], 1, ["cpu"])
     assert (first.cell, first.state, first.text) == (job.cell, "failed", "its process ended (status 3)")
     assert (second.cell, second.state) == (other.cell, "done")
+
+
+def test_processes_share_the_devices_evenly(tmp_path):
+    """Each says its own, since neither is one."""
+    found = run(jobs(tmp_path, "none", "B"), 2, ["first", "second"])
+    texts = sorted(outcome.text for outcome in found)
+    assert ["first" in texts[0], "second" in texts[1]] == [True, True]
 
 
 def test_nothing_is_begun_when_the_time_is_up(tmp_path):
@@ -137,34 +144,34 @@ def test_nothing_is_begun_when_the_time_is_up(tmp_path):
 
 def test_a_cell_at_work_when_the_time_is_up_stops_with_a_checkpoint(tmp_path):
     (job,) = jobs(tmp_path, "none")
-    outcome = work(replace(job, until=time.time()))
+    outcome = work(replace(job, until=time.time()), "cpu")
     assert (outcome.state, job.is_done) == ("stopped", False)
     assert outcome.text.startswith("stopped after 4 steps")
-    assert work(job).state == "done"
+    assert work(job, "cpu").state == "done"
     assert job.is_done
 
 
 def test_what_is_no_mistake_of_the_user_fails_its_cell_only(tmp_path, monkeypatch):
     (job,) = jobs(tmp_path, "none")
     monkeypatch.setattr("mambalab.harness.ablate.train", _broken)
-    assert work(job).text == "RuntimeError: the device fell off"
+    assert work(job, "cpu").text == "RuntimeError: the device fell off"
 
 
 def test_a_cell_that_diverges_is_not_done_nor_is_one_with_torn_weights(tmp_path):
     (job,) = jobs(tmp_path, "none")
     wild = replace(job.cell.recipe, optimiser=Optimiser(learning_rate=1e30))
-    outcome = work(replace(job, cell=replace(job.cell, recipe=wild)))
+    outcome = work(replace(job, cell=replace(job.cell, recipe=wild)), "cpu")
     assert (outcome.state, job.is_done) == ("failed", False)
     assert "the loss of step 2 is nan" in outcome.text
     (r,) = record.read(job.folder / "diverged" / run_files.RECORDS)
     assert (r.experiment, r.metric, r.value) == ("ablation-selectivity", "diverged after step", 0)
     assert "1 of 1 diverged |" in report([tmp_path]).table
     (other,) = jobs(tmp_path / "other", "none")
-    assert work(other).state == "done"
+    assert work(other, "cpu").state == "done"
     assert other.is_done
     (other.folder / run_files.MODEL).write_bytes(b"")
     assert not other.is_done
-    assert work(other).state == "done"
+    assert work(other, "cpu").state == "done"
     assert other.is_done
 
 
@@ -174,10 +181,10 @@ def _broken(*_: object, **__: object) -> None:
 
 def test_another_recipe_in_a_finished_folder_is_not_done(tmp_path):
     (job,) = jobs(tmp_path, "none")
-    assert work(job).state == "done"
+    assert work(job, "cpu").state == "done"
     other = replace(job, cell=Cell(grid="selectivity", name="none", recipe=replace(job.cell.recipe, batch_size=3)))
     assert not other.is_done
-    assert "is a run of other settings: recipe.batch_size is 2 there, not 3" in work(other).text
+    assert "is a run of other settings: recipe.batch_size is 2 there, not 3" in work(other, "cpu").text
 
 
 @pytest.mark.parametrize(
@@ -206,6 +213,10 @@ def test_another_recipe_in_a_finished_folder_is_not_done(tmp_path):
         (["a-init", "--set=task.places=2000000000"], "unknown setting 'task.places'"),
         (["recall", "--set=task.length=2000000000"], "no memory to train on 64 rows of 2,000,000,000 tokens"),
         (["a-init", "--device=tpu"], "unknown device 'tpu'; known: cpu, cuda, cuda:N"),
+        (
+            ["a-init", "--device=cpu,cpu"],
+            "several devices are GPUs such as cuda:0,cuda:1, each named once, not 'cpu,cpu'",
+        ),
         (["a-init", "--backend=gpu"], "unknown backend 'gpu'"),
     ],
 )
