@@ -74,8 +74,10 @@ def eval_command(models: tuple[str, ...], tasks: str | None, out: str, **options
     metavar="A B",
     help="Compare two models on the same documents; default: both of two.",
 )
-@click.option("--out", metavar="DIR", help="Also write report.md, report.csv and paired.csv there.")
-@click.option("--figures", metavar="DIR", help="Also draw trainings by step and accuracies by length, as PNG and SVG.")
+@click.option("--out", type=TEXT, metavar="DIR", help="Also write report.md, report.csv and paired.csv there.")
+@click.option(
+    "--figures", type=TEXT, metavar="DIR", help="Also draw trainings by step and accuracies by length, as PNG and SVG."
+)
 def report(runs: tuple[str, ...], pair: tuple[tuple[str, str], ...], out: str | None, figures: str | None) -> None:
     """The tables of RUNs beside the published numbers: zero-shot, Tables 1 and 2, ablations, benchmarks.
 

@@ -56,7 +56,7 @@ def accuracy_by_distance(records: Sequence[Record]) -> Figure:
     if not found:
         raise ValueError("no records of accuracy by distance")
     with look():
-        figure, axes = _canvas("Distance between trigger and query, tokens (from each power to the next)", "Right, %")
+        figure, axes = _canvas("Distance between trigger and query, tokens", "Right at all lengths together, %")
         lows: set[int] = set()
         for line in _lines(found):
             counts = _added(line.records)

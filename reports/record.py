@@ -64,6 +64,11 @@ def to_lines(records: Iterable[Record]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+def distinct(records: Iterable[Record]) -> list[Record]:
+    """The records in their order, equal ones once: what was copied was not measured twice."""
+    return list({to_lines([record]): record for record in records}.values())
+
+
 def write(path: Path, records: Iterable[Record]) -> None:
     """Write records to a JSON-lines file, whole or not at all; ValueError when there are none."""
     text = to_lines(records)

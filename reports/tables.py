@@ -23,7 +23,7 @@ from . import (
 from .bench import bench_table
 from .jsonl import write_whole
 from .published import scale
-from .record import Record
+from .record import Record, distinct
 from .runs import ZERO_SHOT, Run, labels, load_all
 from .trained import EXPERIMENT as TRAINING
 from .trained import Trained, trained, training_table
@@ -93,8 +93,10 @@ def report(paths: Sequence[Path | str], *, pairs: Pairs = ()) -> Report:
     if not paths:
         raise ValueError("no runs given")
     runs = load_all(paths)
-    experiments = dict.fromkeys(r.experiment for run in runs for r in run.records)
     logs = training_runs.find(map(Path, paths))
+    experiments = dict.fromkeys(r.experiment for run in runs for r in run.records)
+    if training_runs.so_far(logs, ()):
+        experiments |= {TRAINING: None}
     sections = [section for experiment in experiments for section in _whole_sections(experiment, runs, logs)]
     sections += _unfinished_sections(logs)
     compared, paired_lines = _comparisons(runs, pairs)
@@ -154,12 +156,14 @@ def _whole_sections(experiment: str, runs: Sequence[Run], logs: Sequence[Trainin
 def _sections(experiment: str, runs: Sequence[Run], logs: Sequence[TrainingRun]) -> list[Section]:
     if experiment == ZERO_SHOT:
         return [_zero_shot_section(runs)]
-    records = [r for run in runs for r in run.records if r.experiment == experiment]
+    records = distinct(r for run in runs for r in run.records if r.experiment == experiment)
     if experiment == TRAINING:
         finished = trained(records)
         return _training_sections([*finished, *training_runs.so_far(logs, finished)])
     if experiment == extrapolation.EXPERIMENT:
-        return _extrapolation_sections(records, [r for run in runs for r in run.records if r.experiment == TRAINING])
+        return _extrapolation_sections(
+            records, distinct(r for run in runs for r in run.records if r.experiment == TRAINING)
+        )
     if ablation := ablations.name_of(experiment):
         return [_ablation_section(one) for one in ablations.found(ablation, records)]
     if experiment == parity.EXPERIMENT:

@@ -58,7 +58,7 @@ class Trained:
     def done(self) -> str:
         """The steps that were done as a table shows them."""
         goal = "" if self.is_finished else f" of {self.setting['steps']:,}"
-        return f"{self.steps:,}{goal}"
+        return f"{self.steps:,}{goal}{', diverged' if self.is_diverged else ''}"
 
     def percent(self, metric: str) -> str:
         """An accuracy as a table shows it."""
@@ -125,7 +125,10 @@ def training_table(runs: Iterable[Trained]) -> tuple[pd.DataFrame, list[str]]:
     ]
     sequences = sorted({run.asked("sequences") for run in ordered})
     counted = f"Right: of a fixed set of {' or '.join(map(markdown.count, sequences))} sequences."
-    return without_empty(pd.DataFrame(table), "Trained"), [counted, *notes]
+    apart = sorted({run.asked("evaluate_every") for run in ordered})
+    every = " or ".join(map(markdown.count, apart))
+    solved = f"Solved: the first measurement that found every sequence right; there is one every {every} steps."
+    return without_empty(pd.DataFrame(table), "Trained"), [counted, solved, *notes]
 
 
 def without_empty(table: pd.DataFrame, column: str) -> pd.DataFrame:

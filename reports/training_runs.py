@@ -13,6 +13,7 @@ from typing import Any
 
 from . import jsonl, markdown, record
 from .naming import how, length
+from .trained import EXPERIMENT as TRAINING
 from .trained import SEQUENCES, SOLVED, TOKENS, Trained
 
 # As tasks.run_files and harness.ablate write them; a run has records at its end, or a record that it diverged.
@@ -32,20 +33,17 @@ ANSWERS: Mapping[str, Callable[[Mapping[str, Any]], int]] = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """A run: `setting` is its recipe, `log` a line each so many steps, `model` its name in its records.
+    """A run: `setting` is its recipe, `log` a line each so many steps; old settings name no `model`, nor `experiment`.
 
-    `name` is its folder's, from the folder down that was searched.
+    `name` is its folder's, from the folder down that was searched; `is_finished`, whether records say how it ended.
     """
 
     name: str
     setting: Mapping[str, Any] = field(repr=False)
     log: Sequence[Mapping[str, Any]] = field(repr=False)
     model: str | None
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether records say how it ended."""
-        return self.model is not None
+    experiment: str | None = None
+    is_finished: bool
 
     @property
     def task(self) -> str:
@@ -80,17 +78,27 @@ def find(paths: Iterable[Path]) -> list[TrainingRun]:
 
 def _read(folder: Path, above: Path) -> Iterator[TrainingRun]:
     try:
-        setting = jsonl.read_object(folder / SETTINGS).get("recipe")
+        settings = jsonl.read_object(folder / SETTINGS)
     except ValueError:
         # Other programs call files so, too.
         if (folder / LOG).is_file():
             raise
         return
-    if not isinstance(setting, dict):
+    setting, named = settings.get("recipe"), (settings.get("model"), settings.get("experiment"))
+    if not isinstance(setting, dict) or not all(isinstance(name, str | None) for name in named):
         return
     try:
         name = folder.relative_to(above).as_posix() if folder != above else folder.resolve().name
-        yield _checked(TrainingRun(name=name, setting=setting, log=_log(folder / LOG), model=_model(folder)))
+        recorded = _model(folder)
+        run = TrainingRun(
+            name=name,
+            setting=setting,
+            log=_log(folder / LOG),
+            model=recorded or named[0],
+            experiment=named[1],
+            is_finished=recorded is not None,
+        )
+        yield _checked(run)
     except KeyError as error:
         raise ValueError(f"{folder / SETTINGS} was not written by mambalab: it has no {error}") from None
 
@@ -126,19 +134,20 @@ def unfinished(runs: Sequence[TrainingRun]) -> list[str]:
 
 
 def so_far(runs: Sequence[TrainingRun], finished: Sequence[Trained]) -> list[Trained]:
-    """What the logs of unfinished runs say, of those whose model is that of a finished one, which names it."""
+    """What the logs of unfinished runs say whose model has a name, be it from a finished one of the same model."""
     names = {json.dumps(one.setting["model"], sort_keys=True): one.model for one in finished}
+    called = [(run, run.model or names.get(json.dumps(run.setting["model"], sort_keys=True))) for run in runs]
     return [
         Trained(
-            model=names[shape],
+            model=model,
             task=run.task,
             seed=run.seed,
             setting={**run.setting, "steps_done": run.step},
             values=_values(run),
             is_finished=False,
         )
-        for run in runs
-        if not run.is_finished and (shape := json.dumps(run.setting["model"], sort_keys=True)) in names
+        for run, model in called
+        if model and not run.is_finished and run.experiment in (None, TRAINING)
     ]
 
 

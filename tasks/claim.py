@@ -11,8 +11,10 @@ from .recipes import Recipe
 _STEPS = "recipe.steps"
 
 
-def claim(folder: Path, recipe: Recipe, settings: dict[str, Any]) -> bool:
+def claim(folder: Path, recipe: Recipe, settings: dict[str, Any], about: dict[str, Any]) -> bool:
     """Make a folder, which this process holds, the run's of these settings; whether that run came to its end already.
+
+    `about` is written beside them, for the reader of the folder.
 
     ValueError for a folder with something else in it, and for a run of other settings of which anything is kept. A run
     at a constant learning rate may be asked to go on for more steps: those it has done are the same.
@@ -23,7 +25,8 @@ def claim(folder: Path, recipe: Recipe, settings: dict[str, Any]) -> bool:
         if any(folder.iterdir()):
             raise ValueError(f"{folder} holds something, but no run; name another folder")
     elif _is_anything_kept(folder):
-        others = differences(settings, run_files.read_settings(folder))
+        there = run_files.read_settings(folder)
+        others = differences(settings, {name: value for name, value in there.items() if name not in about})
         if not others and _is_any_there(folder, run_files.MODEL, run_files.RECORDS):
             return True
         if others.keys() == {_STEPS} and _may_go_on(folder, recipe, others[_STEPS][1]):
@@ -34,7 +37,7 @@ def claim(folder: Path, recipe: Recipe, settings: dict[str, Any]) -> bool:
             raise ValueError(
                 f"{folder} is a run of other settings: {name} is {theirs!r} there, not {mine!r}; name another folder"
             )
-    run_files.write_json(path, settings)
+    run_files.write_json(path, settings | about)
     return False
 
 

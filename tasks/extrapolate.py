@@ -121,9 +121,8 @@ class _Run:
     @cached_property
     def _shared(self) -> dict[str, Any]:
         trained = record.read(self.folder / run_files.RECORDS)[0]
-        weights = {name: parameter.detach().cpu() for name, parameter in self.model.named_parameters()}
         return {
-            "weights": run_files.digest(weights),
+            "weights": run_files.digest_of(self.model),
             "trained_length": getattr(self.recipe.task, self.recipe.task.sized_by),
             "published": published_row(self.recipe),
             "training": to_json(self.recipe),

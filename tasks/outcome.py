@@ -50,6 +50,19 @@ def records(
     return [first, rows, *(replace(first, metric=name, value=v, n=1, stderr=None) for name, v in others.items())]
 
 
+def accuracy(records: Sequence[Record]) -> Accuracy:
+    """What `records` was made with."""
+    by_metric = {r.metric: r for r in records}
+    answers, rows = by_metric[ANSWERS], by_metric[WHOLE]
+    return Accuracy(
+        token=answers.value,
+        sequence=rows.value,
+        loss=by_metric["loss"].value,
+        answers=answers.n,
+        sequences=rows.n,
+    )
+
+
 def diverged(recipe: Recipe, steps: int, *, experiment: str, provenance: Mapping[str, Any]) -> Record:
     """That a run can't go on, and how many of its steps are in its log."""
     return Record(

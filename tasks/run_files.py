@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models import weight_files
 from ..reports.record import Record, to_lines
@@ -211,6 +211,11 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if digest(tensors) != stated:
         raise ValueError(f"{path}: damaged: its content is not what was written")
     return tensors
+
+
+def digest_of(model: nn.Module) -> str:
+    """`digest` of a model's parameters."""
+    return digest({name: parameter.detach().cpu() for name, parameter in model.named_parameters()})
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -15,6 +15,7 @@ from ..ext import backends
 from ..models import build, parameter_count, restore, store
 from ..models.building import Model
 from ..reports import record
+from ..reports.record import Record
 from . import memory, outcome, run_files
 from .accuracy import Accuracy, measure
 from .claim import claim
@@ -42,19 +43,32 @@ class Result:
 
 
 def load(folder: str | Path, *, device: str = "cpu", backend: str | None = None) -> tuple[Recipe, Model]:
-    """The recipe and the trained model of a finished run, in eval mode. FileNotFoundError where there is none."""
+    """The recipe and the trained model of a finished run, in eval mode.
+
+    FileNotFoundError where there is none, ValueError for weights that are not those that were measured.
+    """
     recipe = from_json(run_files.read_settings(Path(folder))["recipe"])
-    return recipe, restore(folder, device=device, backend=backend)
+    model = restore(folder, device=device, backend=backend)
+    _check_weights(Path(folder), model)
+    return recipe, model
 
 
 def damage(folder: str | Path) -> str | None:
     """What is missing or torn of the weights and records that a finished run has left; None where all is whole."""
     try:
         record.read(Path(folder) / run_files.RECORDS)
-        restore(folder)
+        _check_weights(Path(folder), restore(folder))
     except (ValueError, FileNotFoundError) as error:
         return str(error)
     return None
+
+
+def _check_weights(folder: Path, model: Model) -> None:
+    """ValueError for weights other than those that the records were made with; older records do not say."""
+    path = folder / run_files.RECORDS
+    stated = {r.provenance["weights"] for r in record.read(path) if "weights" in r.provenance} if path.is_file() else ()
+    if stated and stated != {run_files.digest_of(model)}:
+        raise ValueError(f"{folder / run_files.MODEL}: damaged: its weights are not those that {path.name} is about")
 
 
 def train(
@@ -82,10 +96,12 @@ def train(
     with run_files.held(folder), torch.cuda.device(place) if place.type == "cuda" else nullcontext():
         memory.check(recipe, place)
         name = backends.pick(device, backend, recipe.model.is_complex).name
-        is_at_end = claim(folder, recipe, {"recipe": to_json(recipe), "device": place.type, "backend": name})
+        settings = {"recipe": to_json(recipe), "device": place.type, "backend": name}
+        about = {"model": outcome.model_name(recipe.model), "experiment": experiment}
+        is_at_end = claim(folder, recipe, settings, about)
         if is_at_end and _is_whole(folder, say):
             say("done already, and kept as it is")
-            return _finished(run_files.read_log(folder), recipe)
+            return _finished(record.read(folder / run_files.RECORDS))
         with memory.shortage_said(recipe):
             run = _Run(recipe, folder, device=place, backend=backend, unroll=unroll, say=say)
             run.begin(provenance or {})
@@ -111,12 +127,9 @@ def _is_whole(folder: Path, say: Say) -> bool:
     return False
 
 
-def _finished(log: list[dict[str, Any]], recipe: Recipe) -> Result:
-    """How a run stands whose records are there, its log perhaps not."""
-    if not log:
-        return Result(step=recipe.steps, done=True, accuracy=None)
-    measured = log[-1].get("measured")
-    return Result(step=log[-1]["step"], done=True, accuracy=Accuracy(**measured) if measured else None)
+def _finished(records: list[Record]) -> Result:
+    """How a run stands that has these, its log perhaps not."""
+    return Result(step=records[0].setting["steps_done"], done=True, accuracy=outcome.accuracy(records))
 
 
 class _Run:
@@ -265,7 +278,7 @@ class _Run:
             result.accuracy,
             parameters=parameter_count(self.trainee.model),
             experiment=experiment,
-            provenance=provenance,
+            provenance={**provenance, "weights": run_files.digest_of(self.trainee.model)},
         )
         run_files.write_records(self.folder, made)
 

@@ -29,7 +29,8 @@ LOG: list[dict[str, Any]] = [
 
 def run(*, model: str | None = "mamba", log: Sequence[Mapping[str, Any]] = LOG, **changes: Any) -> TrainingRun:
     """One that might have been trained by the recipe with these changes."""
-    return TrainingRun(name="run", setting=to_json(replace(RECIPE, **changes)), log=log, model=model)
+    setting = to_json(replace(RECIPE, **changes))
+    return TrainingRun(name="run", setting=setting, log=log, model=model, is_finished=model is not None)
 
 
 def write_training(folder: Path, *, finished: bool = True, **changes: Any) -> Path:

@@ -163,6 +163,24 @@ def test_trainings_told_apart_by_nothing_else_have_their_setting_in_the_note(tmp
     ]
 
 
+@pytest.mark.parametrize("experiment", ["training", "ablation-selectivity"])
+def test_settings_that_name_the_model_make_a_row_of_table_1_of_an_unfinished_run_alone(tmp_path, experiment):
+    named = {"recipe": to_json(COPYING), "model": "mamba-s6", "experiment": experiment}
+    (tmp_path / "settings.json").write_text(json.dumps(named))
+    line = {"step": 5000, "loss": 1.5, "accuracy": 0.5, "steps_per_second": 200.0, "seconds": 600.0}
+    write_lines(tmp_path / "log.jsonl", [line])
+    text = narrow(report([tmp_path]).markdown)
+    assert ("| Mamba | Mamba | S6 | — | — | 99.8 | 0 | 5,000 of 50,000 |" in text) == (experiment == "training")
+    assert "not finished, step 5,000 of 50,000" in text
+
+
+def test_a_copy_of_a_run_is_no_second_one(tmp_path):
+    made = training(COPYING, "mamba-s6", token_accuracy=0.5)
+    for name in ("run", "backup"):
+        record.write(tmp_path / name / "records.jsonl", made)
+    assert narrow(report([tmp_path]).markdown).count("| Mamba | Mamba | S6 |") == 1
+
+
 @pytest.mark.parametrize("is_known", [True, False])
 def test_a_row_of_table_1_may_be_unfinished_where_another_names_its_model(tmp_path, is_known):
     model = COPYING.model if is_known else replace(COPYING.model, d_state=4)

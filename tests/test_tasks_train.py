@@ -199,7 +199,8 @@ def test_the_records_say_what_was_measured_and_from_what(tmp_path):
     for one in records:
         assert (one.experiment, one.model, one.task, one.seed) == ("a test", "mamba-variant", "induction-heads", 0)
         pieces = [{"after_step": 0, "commit": "abc"}]
-        assert one.provenance == {"commit": "abc", "backend": BACKEND, "pieces": pieces}
+        weights = run_files.digest_of(load(tmp_path / "run")[1])
+        assert one.provenance == {"commit": "abc", "backend": BACKEND, "pieces": pieces, "weights": weights}
         assert one.setting["task"]["length"] == 6
 
 

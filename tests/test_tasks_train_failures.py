@@ -144,6 +144,20 @@ def test_a_run_that_can_t_be_loaded_says_why(whole, tmp_path, harm, error, says)
         load(tmp_path, backend=BACKEND)
 
 
+def test_weights_that_are_not_those_that_were_measured_are_told_and_made_again(whole, tmp_path):
+    done = tmp_path / "done"
+    shutil.copytree(whole, done)
+    path = done / run_files.MODEL
+    weights = path.read_bytes()
+    path.write_bytes(weights[:-2] + bytes(255 - byte for byte in weights[-2:]))
+    with pytest.raises(ValueError, match="damaged: its weights are not those that"):
+        load(done, backend=BACKEND)
+    said = []
+    run(done, say=said.append)
+    assert any("going back to the last checkpoint" in line for line in said)
+    assert path.read_bytes() == weights
+
+
 def test_a_checkpoint_of_another_model_is_refused(halfway):
     path = run_files.checkpoints(halfway)[0]
     tensors = run_files.read_checkpoint(path)
@@ -175,8 +189,7 @@ def test_a_run_that_is_done_is_told_so_though_its_log_has_lost_its_end(whole, tm
     lines = (done / "log.jsonl").read_text().splitlines(keepends=True)
     unmeasured = [line for line in lines if "measured" not in line]
     (done / "log.jsonl").write_text("".join(unmeasured))
-    result = run(done)
-    assert (result.done, result.accuracy) == (True, None)
+    assert run(done) == run(whole)
 
 
 HARMS = {
