@@ -6,11 +6,12 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from multiprocessing.connection import Connection, wait
@@ -31,6 +32,8 @@ from .errors import one_line
 from .train_cli import origin, summary
 
 SETTINGS = "ablation.json"
+# Seconds from one line about a cell at work to the next.
+PATIENCE = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +194,19 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def _now_and_then(cell: Cell) -> Callable[[str], None]:
+    """Says how a cell stands: its latest line, once it has been at work for a while."""
+    said = time.monotonic()
+
+    def say(line: str) -> None:
+        nonlocal said
+        if time.monotonic() - said >= PATIENCE:
+            said = time.monotonic()
+            print(f"{cell}: {line}", file=sys.stderr, flush=True)
+
+    return say
+
+
 def work(job: Job, device: str) -> Outcome:
     """Train one cell in this process, on this device; whatever goes wrong is told and raises nothing."""
     begun = time.time()
@@ -204,6 +220,7 @@ def work(job: Job, device: str) -> Outcome:
             provenance=origin(recipe, device, job.backend),
             experiment=job.cell.experiment,
             seconds=None if job.until is None else max(0.0, job.until - begun),
+            say=_now_and_then(job.cell),
         )
         state, text = ("done" if result.done else "stopped"), summary(result)
     except (ValueError, OSError) as error:

@@ -18,6 +18,7 @@ NOT_LEARNT = (
     "steps_done",
 )
 
+SHAPE = ("model", "task")
 PRODUCTS = {"tf32": "TF32", "bfloat16": "bfloat16"}
 USUAL = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
 
@@ -114,14 +115,16 @@ def marks(named: Sequence[Named]) -> tuple[list[str], list[str]]:
 
 
 def _way(one: Named, named: Sequence[Named]) -> str:
-    """How it was trained, with what else tells it from others of its model on its task that were trained alike."""
+    """How it was trained, with what tells its model and task from others of their names, and the rest from its like."""
     model, setting = one
-    alike = [
-        other
-        for its, other in named
-        if (its, other["task"]["name"], how(other)) == (model, setting["task"]["name"], how(setting))
-    ]
-    return ", ".join([how(setting), *_differing(setting, alike, but=("steps",))])
+    group = [other for its, other in named if (its, other["task"]["name"]) == (model, setting["task"]["name"])]
+    alike = [other for other in group if how(other) == how(setting)]
+    shape = _differing(_shape(setting), [_shape(other) for other in group])
+    return ", ".join(dict.fromkeys([how(setting), *shape, *_differing(setting, alike, but=("steps",))]))
+
+
+def _shape(setting: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: setting[name] for name in SHAPE if name in setting}
 
 
 def _differing(setting: Mapping[str, Any], others: Sequence[Mapping[str, Any]], but: Sequence[str] = ()) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal
@@ -163,6 +163,13 @@ class Recipe:
             if step < until:
                 return self.task_of_size(size), until
         return self.task, self.steps
+
+    def stages_after(self, step: int) -> Iterator[tuple[int, int]]:
+        """(steps, tokens of a row) of all that is left to train after `step` steps."""
+        while step < self.steps:
+            task, until = self.stage(step)
+            yield until - step, task.length
+            step = until
 
 
 def to_json(recipe: Recipe) -> dict[str, Any]:

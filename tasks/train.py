@@ -246,7 +246,7 @@ class _Run:
     def _progress(self, line: dict[str, Any], length: int) -> str:
         rate, recipe = line["steps_per_second"], self.recipe
         tokens = rate * recipe.batch_size * length
-        left = (recipe.steps - self.step) / rate
+        left = sum(steps * size for steps, size in recipe.stages_after(self.step)) * recipe.batch_size / tokens
         text = (
             f"step {self.step:,}/{recipe.steps:,}  loss {line['loss']:.4f}  accuracy {line['accuracy']:.1%}  "
             f"{rate:.4g} steps/s  {tokens:.3g} tokens/s  {_clock(left)} left"

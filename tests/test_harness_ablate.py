@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from command import files, mambalab, refused
+from mambalab.harness import ablate
 from mambalab.harness.ablate import Job, run, work
 from mambalab.harness.assignments import assigned
 from mambalab.reports import record
@@ -135,6 +136,14 @@ def test_processes_share_the_devices_evenly(tmp_path):
     found = run(jobs(tmp_path, "none", "B"), 2, ["first", "second"])
     texts = sorted(outcome.text for outcome in found)
     assert ["first" in texts[0], "second" in texts[1]] == [True, True]
+
+
+def test_a_cell_that_takes_long_says_how_it_stands(tmp_path, monkeypatch, capsys):
+    (job,) = jobs(tmp_path, "none")
+    monkeypatch.setattr(ablate, "PATIENCE", 0.0)
+    assert work(job, "cpu").state == "done"
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith(f"{job.cell}: step ")]
+    assert said
 
 
 def test_nothing_is_begun_when_the_time_is_up(tmp_path):

@@ -163,6 +163,13 @@ def test_trainings_told_apart_by_nothing_else_have_their_setting_in_the_note(tmp
     ]
 
 
+def test_what_tells_models_of_one_name_apart_is_said_however_they_were_trained(tmp_path):
+    narrow_state = replace(COPYING, model=replace(COPYING.model, d_state=4), matmul="tf32")
+    records = [r for one in (COPYING, narrow_state) for r in training(one, "mamba-variant")]
+    notes = table(tmp_path, records).splitlines()[-2:]
+    assert [note.rpartition(", ")[2] for note in notes] == ["d_state 16.", "d_state 4."]
+
+
 @pytest.mark.parametrize("experiment", ["training", "ablation-selectivity"])
 def test_settings_that_name_the_model_make_a_row_of_table_1_of_an_unfinished_run_alone(tmp_path, experiment):
     named = {"recipe": to_json(COPYING), "model": "mamba-s6", "experiment": experiment}

@@ -107,6 +107,13 @@ def test_the_rate_is_the_schedule(settings, rates):
     assert found == pytest.approx(rates, abs=1e-6)
 
 
+def test_what_is_left_is_counted_stage_by_stage():
+    quick = recipe("induction-heads-quick")
+    assert list(quick.stages_after(0)) == [(1000, 16), (500, 64), (1000, 256)]
+    assert list(quick.stages_after(1200)) == [(300, 64), (1000, 256)]
+    assert list(quick.stages_after(quick.steps)) == []
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
