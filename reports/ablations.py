@@ -159,7 +159,8 @@ def notes(one: Found) -> list[str]:
         made += [
             f"{PERPLEXITY}: arXiv:2312.00752v2, {one.ablation.source}, another setting (language models of about "
             "350M parameters on the Pile): only the orders compare.",
-            f"Rank correlation (Spearman) with the paper's order, 1 where the two are the same: {_correlations(one)}.",
+            f"Rank correlation (Spearman) with the paper's order, 1 where the two are the same, and p if all orders "
+            f"were alike likely: {_correlations(one)}.",
         ]
     return made
 
@@ -169,8 +170,8 @@ def _budget(one: Found) -> str:
     return f"{'after' if done == {asked} else 'after at most'} {markdown.count(asked)} steps"
 
 
-def correlations(one: Found) -> dict[str, tuple[float | None, int]]:
-    """Spearman's coefficient, and over how many rows: accuracy and speed against the paper's perplexity.
+def correlations(one: Found) -> dict[str, tuple[tuple[float, float] | None, int]]:
+    """Spearman's coefficient with its p-value, and over how many rows: accuracy and speed against paper's perplexity.
 
     A row counts as slower than any other when a seed of it was not solved, and is left out when one diverged.
     """
@@ -188,9 +189,13 @@ def correlations(one: Found) -> dict[str, tuple[float | None, int]]:
     }
 
 
+def _correlation(found: tuple[float, float] | None) -> str:
+    return f"{markdown.signed(found[0])} (p = {markdown.probability(found[1])})" if found else "none"
+
+
 def _correlations(one: Found) -> str:
     made = correlations(one)
-    parts = [f"{name} {'none' if value is None else markdown.signed(value)}" for name, (value, _) in made.items()]
+    parts = [f"{name} {_correlation(value)}" for name, (value, _) in made.items()]
     return f"{', '.join(parts)}, over {max(count for _, count in made.values())} rows"
 
 
