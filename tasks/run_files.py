@@ -148,9 +148,7 @@ def rewind_log(folder: Path, step: int) -> list[dict[str, Any]]:
     """
     lines = [line for line in read_log(folder) if line["step"] <= step]
     if (lines[-1]["step"] if lines else 0) != step:
-        raise ValueError(
-            f"{folder / LOG} does not reach step {step}, of the last whole checkpoint: mend it, or name another folder"
-        )
+        raise ValueError(f"{folder / LOG} does not reach step {step}, of a whole checkpoint")
     _write(folder / LOG, "".join(map(_line, lines)))
     return lines
 

@@ -141,30 +141,38 @@ class _Run:
         started = time.perf_counter()
         self.recipe, self.folder, self.unroll, self.say = recipe, folder, unroll, say
         self.trainee = Trainee(recipe, build(recipe.model, seed=recipe.seed, backend=backend), device)
-        self.step = self._resume()
-        self.log = run_files.rewind_log(folder, self.step)
+        self.step, self.log = self._resume()
         self.said = 0.0
         # As if one process had done all that is kept, without a pause.
         self.started = started - (self.log[-1]["seconds"] if self.log else 0.0)
 
-    def _resume(self) -> int:
-        """Take the latest checkpoint that is whole; the step it is of, 0 where there is none."""
-        found = run_files.checkpoints(self.folder)
-        for path in found:
+    def _resume(self) -> tuple[int, list[dict[str, Any]]]:
+        """Take the latest checkpoint that is whole and that the log leads up to: its step, and the log until then."""
+        errors: list[ValueError] = []
+        for path in run_files.checkpoints(self.folder):
             try:
                 tensors = run_files.read_checkpoint(path)
             except ValueError as error:
-                self.say(f"left aside: {error}")
+                errors.append(self._left_aside(error))
                 continue
             if shapes(tensors) != shapes(self.trainee.tensors()):
                 raise ValueError(f"{path}: its tensors are not those of this run's model; was it made by other code?")
+            try:
+                log = run_files.rewind_log(self.folder, int(tensors["step"]))
+            except ValueError as error:
+                errors.append(self._left_aside(error))
+                continue
             self.trainee.restore(tensors)
             step = int(tensors["step"])
             self.say(f"going on after step {step:,}")
-            return step
-        if found:
-            raise ValueError(f"{found[0]}: no checkpoint here is whole; remove them to begin again")
-        return 0
+            return step, log
+        if errors:
+            raise ValueError(f"{errors[0]}; no checkpoint here can be gone on from: remove them to begin again")
+        return 0, run_files.rewind_log(self.folder, 0)
+
+    def _left_aside(self, error: ValueError) -> ValueError:
+        self.say(f"left aside: {error}")
+        return error
 
     def begin(self, provenance: Mapping[str, Any]) -> None:
         """Note what code and machine go on from here; those of which nothing is kept are forgotten."""

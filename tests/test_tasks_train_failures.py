@@ -36,7 +36,7 @@ def test_a_damaged_checkpoint_is_left_aside_for_the_one_before(whole, halfway, h
 def test_a_run_with_nothing_but_damaged_checkpoints_says_so(halfway):
     for path in run_files.checkpoints(halfway):
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match="no checkpoint here is whole; remove them to begin again"):
+    with pytest.raises(ValueError, match="no checkpoint here can be gone on from: remove them to begin again"):
         run(halfway)
 
 
@@ -49,7 +49,7 @@ def test_a_log_line_cut_short_by_a_kill_is_written_again(whole, halfway):
 
 def test_a_log_that_is_not_there_is_said(halfway):
     (halfway / run_files.LOG).unlink()
-    with pytest.raises(ValueError, match=r"log\.jsonl does not reach step 80, of the last whole checkpoint"):
+    with pytest.raises(ValueError, match=r"log\.jsonl does not reach step 80, of a whole checkpoint"):
         run(halfway)
 
 
@@ -169,7 +169,7 @@ def test_a_checkpoint_of_another_model_is_refused(halfway):
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("log.jsonl", b"5\n", "log.jsonl does not reach step 80, of the last whole checkpoint"),
+        ("log.jsonl", b"5\n", "log.jsonl does not reach step 80, of a whole checkpoint"),
         ("log.jsonl", b'{"step": 80}\n', "log.jsonl does not reach step 80"),
         ("log.jsonl", b"\xff\xfe", "log.jsonl does not reach step 80"),
         ("pieces.json", b'[{"x": 1}]', "pieces.json: not what a run writes there"),
@@ -181,6 +181,16 @@ def test_a_damaged_file_is_named_and_left_as_it_is(halfway, name, text, says):
     with pytest.raises(ValueError, match=says):
         run(halfway)
     assert (halfway / name).read_bytes() == text
+
+
+def test_a_log_that_lost_its_end_goes_on_from_the_checkpoint_that_it_reaches(whole, halfway):
+    path = halfway / run_files.LOG
+    before = run_files.checkpoints(halfway)[1]
+    path.write_bytes(path.read_bytes()[:-5])
+    said = []
+    run(halfway, say=said.append)
+    assert any(f"going on after step {int(before.stem[-8:])}" in line for line in said)
+    assert outcome(halfway) == outcome(whole)
 
 
 def test_a_run_that_is_done_is_told_so_though_its_log_has_lost_its_end(whole, tmp_path):
