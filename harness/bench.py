@@ -89,6 +89,11 @@ class Times:
         return min(self.seconds)
 
 
+def ratios(times: Mapping[str, Times], names: Iterable[str]) -> list[str]:
+    """How many times ours each of these takes, for a line to a person; ours itself is left out."""
+    return [f"{name} {times[name].median / times[OURS].median:.3g}x" for name in names if name != OURS]
+
+
 def interleave(
     calls: Mapping[str, Call],
     *,

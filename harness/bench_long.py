@@ -201,7 +201,7 @@ class Measured:
                     seed=self.asked.seed,
                     value=value,
                     n=len(found.seconds),
-                    provenance=origin if mine else {**origin, "backend": rows[name].backend(), "kernel": None},
+                    provenance=origin if mine else rows[name].provenance(origin),
                 )
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..reports.record import Record
-from .bench import OURS, Times
+from .bench import OURS, Times, ratios
 from .bench_inputs import KINDS, Shape
 from .bench_peers import Peer
 
@@ -69,8 +69,8 @@ class Measured:
     def line(self) -> str:
         """One line for a person."""
         mine = 1e3 * self.times[OURS].median
-        ratios = [f"{p.name} {1e3 * self.times[p.name].median / mine:.3g}x" for p in self.peers if p.name != OURS]
-        parts = [f"{mine:.3g} ms", f"{mine / self.floor_ms:.3g}x the floor", *ratios]
+        beside = ratios(self.times, (peer.name for peer in self.peers))
+        parts = [f"{mine:.3g} ms", f"{mine / self.floor_ms:.3g}x the floor", *beside]
         return f"{' '.join(filter(None, (str(self.shape), self.shape.dtype, self.metric)))}: {', '.join(parts)}"
 
     def records(self, settings: Settings, origin: dict[str, Any]) -> Iterator[Record]:
@@ -97,5 +97,5 @@ class Measured:
                 seed=settings.seed,
                 value=1e3 * times.median,
                 n=len(times.seconds),
-                provenance=origin if mine else {**origin, "backend": peer.backend(), "kernel": None},
+                provenance=origin if mine else peer.provenance(origin),
             )

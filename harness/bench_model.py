@@ -303,7 +303,7 @@ class Measured:
     def line(self) -> str:
         """One line for a person."""
         mine = self.times[OURS].median
-        ratios = [f"{r.name} {self.times[r.name].median / mine:.3g}x" for r in self.rows if r.name != OURS]
+        ratios = bench.ratios(self.times, (row.name for row in self.rows))
         unit = self.workload.metric.rsplit(" ", 1)[-1]
         parts = [f"{self.value(mine):.3g} {unit}", *ratios]
         return f"{self.workload} {self.workload.metric.removesuffix(unit).strip()}: {', '.join(parts)}"
@@ -335,5 +335,5 @@ class Measured:
                 seed=settings.seed,
                 value=self.value(times.median),
                 n=len(times.seconds),
-                provenance=origin if mine else {**origin, "backend": row.backend(), "kernel": None},
+                provenance=origin if mine else row.provenance(origin),
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from importlib import metadata
 from typing import Any
@@ -54,6 +54,10 @@ class Peer:
         """What computes it, with its version, for the record's provenance."""
         distribution = self.distribution or "torch"
         return f"{distribution} {metadata.version(distribution)}"
+
+    def provenance(self, ours: Mapping[str, Any]) -> dict[str, Any]:
+        """That of its records, given that of ours in the same run."""
+        return {**ours, "backend": self.backend(), "kernel": None}
 
 
 def torch_loop(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -77,7 +77,7 @@ def measure(name: str, recipe: Recipe, settings: Settings) -> Measured:
         call_seconds=settings.call_seconds,
         place=name,
     )
-    calls = {candidate: (us.graphs() if candidate == OURS else loops[candidate].plain_steps) for candidate in errors}
+    calls = {candidate: (us.graphs if candidate == OURS else loops[candidate].plain_steps) for candidate in errors}
     return Measured(
         name=name,
         recipe=recipe,
@@ -129,8 +129,9 @@ class Loop:
             for _ in range(STEPS):
                 self.trainee.advance(self.recipe.task)
 
+    @cached_property
     def graphs(self) -> bench.Call:
-        """STEPS steps as the trainer takes them."""
+        """STEPS steps as the trainer takes them, captured once."""
         return partial(stepper(self.trainee, self.recipe.task, STEPS), STEPS)
 
     def plainly(self) -> dict[str, torch.Tensor]:
@@ -140,7 +141,7 @@ class Loop:
 
     def in_graphs(self) -> dict[str, torch.Tensor]:
         """The same of `graphs`."""
-        self.graphs()()
+        self.graphs()
         return self._taken_back()
 
     def _taken_back(self) -> dict[str, torch.Tensor]:
@@ -178,7 +179,7 @@ class Measured:
     def line(self) -> str:
         """One line for a person."""
         mine = self.times[OURS].median
-        ratios = [f"{row.name} {self.times[row.name].median / mine:.3g}x" for row in self.rows]
+        ratios = bench.ratios(self.times, (row.name for row in self.rows))
         return f"{self.shape()} {self.recipe.matmul}: {', '.join([f'{STEPS / mine:,.4g} steps/s', *ratios])}"
 
     def shape(self) -> str:
@@ -189,7 +190,7 @@ class Measured:
         """One for each that was timed."""
         timed = {OURS: "tasks.train's own steps, on a GPU replayed as CUDA graphs"}
         timed |= {row.name: row.timed for row in self.rows}
-        others = {row.name: {**origin, "backend": row.backend(), "kernel": None} for row in self.rows}
+        others = {row.name: row.provenance(origin) for row in self.rows}
         for name, times in self.times.items():
             setting = {
                 "recipe": to_json(self.recipe),

@@ -13,7 +13,7 @@ from . import learning, naming, published, training_runs
 from .canvas import GREY, blank, colours, look, wrapped, write
 from .extrapolation import ANSWERS, EXPERIMENT, LEFT_OUT, WHOLE, of_lengths, power
 from .record import Record
-from .runs import load_all
+from .runs import load_all, records_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -212,7 +212,7 @@ def draw_runs(paths: Sequence[Path], out: Path) -> list[Path]:
 
     ValueError where there is nothing to draw.
     """
-    records = [r for run in load_all(paths) for r in run.records if r.experiment == EXPERIMENT]
+    records = records_of(load_all(paths), EXPERIMENT)
     written = learning.draw(training_runs.find(paths), out)
     for task in dict.fromkeys(r.task for r in records):
         written += draw([r for r in records if r.task == task], out, f"-{task}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,18 +39,14 @@ def curves(runs: Sequence[TrainingRun]) -> list[Curve]:
     for run in runs:
         found.setdefault(naming.key(run.setting), []).append(run)
     # Unfinished runs have no record that names their model, but another run of it may.
-    called = {_shape(run): run.model for run in runs if run.model}
+    called = {naming.model_key(run.setting): run.model for run in runs if run.model}
     return [
         Curve(
-            model=called.get(_shape(group[0])) or kind(group[0].setting),
+            model=called.get(naming.model_key(group[0].setting)) or kind(group[0].setting),
             runs=tuple(sorted(group, key=lambda run: run.seed)),
         )
         for group in found.values()
     ]
-
-
-def _shape(run: TrainingRun) -> str:
-    return json.dumps(run.setting["model"], sort_keys=True)
 
 
 def by_step(found: Sequence[Curve]) -> Figure:

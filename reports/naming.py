@@ -75,6 +75,11 @@ def key(setting: Mapping[str, Any]) -> str:
     return json.dumps(learnt, sort_keys=True)
 
 
+def model_key(setting: Mapping[str, Any]) -> str:
+    """Equal for trainings of one model."""
+    return json.dumps(setting["model"], sort_keys=True)
+
+
 def names(named: Sequence[Named]) -> list[str]:
     """The model of each training, with how it was trained where others of that model were trained otherwise.
 

@@ -65,7 +65,7 @@ def to_lines(records: Iterable[Record]) -> str:
 
 
 def distinct(records: Iterable[Record]) -> list[Record]:
-    """The records in their order, equal ones once: what was copied was not measured twice."""
+    """The records in their order, equal ones once."""
     return list({to_lines([record]): record for record in records}.values())
 
 

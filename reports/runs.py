@@ -67,6 +67,11 @@ def load_all(paths: Iterable[Path | str]) -> list[Run]:
     return [run for path in given if given.keys().isdisjoint(path.parents) for run in load_runs(path)]
 
 
+def records_of(runs: Iterable[Run], experiment: str) -> list[Record]:
+    """An experiment's records, equal ones once: what was copied was not measured twice."""
+    return record.distinct(r for run in runs for r in run.records if r.experiment == experiment)
+
+
 def load_runs(path: Path | str) -> list[Run]:
     """Every run at or below `path`: our run directories, lm-eval's results_*.json, a bare records.jsonl.
 

@@ -23,8 +23,8 @@ from . import (
 from .bench import bench_table
 from .jsonl import write_whole
 from .published import scale
-from .record import Record, distinct
-from .runs import ZERO_SHOT, Run, labels, load_all
+from .record import Record
+from .runs import ZERO_SHOT, Run, labels, load_all, records_of
 from .trained import EXPERIMENT as TRAINING
 from .trained import Trained, trained, training_table
 from .trained import lines as training_lines
@@ -156,14 +156,12 @@ def _whole_sections(experiment: str, runs: Sequence[Run], logs: Sequence[Trainin
 def _sections(experiment: str, runs: Sequence[Run], logs: Sequence[TrainingRun]) -> list[Section]:
     if experiment == ZERO_SHOT:
         return [_zero_shot_section(runs)]
-    records = distinct(r for run in runs for r in run.records if r.experiment == experiment)
+    records = records_of(runs, experiment)
     if experiment == TRAINING:
         finished = trained(records)
         return _training_sections([*finished, *training_runs.so_far(logs, finished)])
     if experiment == extrapolation.EXPERIMENT:
-        return _extrapolation_sections(
-            records, distinct(r for run in runs for r in run.records if r.experiment == TRAINING)
-        )
+        return _extrapolation_sections(records, records_of(runs, TRAINING))
     if ablation := ablations.name_of(experiment):
         return [_ablation_section(one) for one in ablations.found(ablation, records)]
     if experiment == parity.EXPERIMENT:

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from . import jsonl, markdown, record
-from .naming import how, length
+from .naming import how, length, model_key
 from .trained import EXPERIMENT as TRAINING
 from .trained import SEQUENCES, SOLVED, TOKENS, Trained
 
@@ -135,8 +135,8 @@ def unfinished(runs: Sequence[TrainingRun]) -> list[str]:
 
 def so_far(runs: Sequence[TrainingRun], finished: Sequence[Trained]) -> list[Trained]:
     """What the logs of unfinished runs say whose model has a name, be it from a finished one of the same model."""
-    names = {json.dumps(one.setting["model"], sort_keys=True): one.model for one in finished}
-    called = [(run, run.model or names.get(json.dumps(run.setting["model"], sort_keys=True))) for run in runs]
+    names = {model_key(one.setting): one.model for one in finished}
+    called = [(run, run.model or names.get(model_key(run.setting))) for run in runs]
     return [
         Trained(
             model=model,

@@ -27,17 +27,15 @@ def records(
     provenance: Mapping[str, Any],
 ) -> list[Record]:
     """Accuracy of answers and of rows at the end, and what the log tells: time, speed, and when all was right first."""
-    first = Record(
+    first = _record(
+        recipe,
+        log[-1]["step"],
         experiment=experiment,
-        model=model_name(recipe.model),
-        task=recipe.task.name,
+        provenance=provenance,
         metric=ANSWERS,
         value=accuracy.token,
         n=accuracy.answers,
         stderr=standard_error(accuracy.token, accuracy.answers),
-        setting=to_json(recipe) | {"steps_done": log[-1]["step"]},
-        seed=recipe.seed,
-        provenance=provenance,
     )
     rows = replace(
         first,
@@ -65,16 +63,19 @@ def accuracy(records: Sequence[Record]) -> Accuracy:
 
 def diverged(recipe: Recipe, steps: int, *, experiment: str, provenance: Mapping[str, Any]) -> Record:
     """That a run can't go on, and how many of its steps are in its log."""
+    return _record(
+        recipe, steps, experiment=experiment, provenance=provenance, metric="diverged after step", value=steps, n=1
+    )
+
+
+def _record(recipe: Recipe, steps: int, **told: Any) -> Record:
+    """A record of a training that came so far."""
     return Record(
-        experiment=experiment,
         model=model_name(recipe.model),
         task=recipe.task.name,
-        metric="diverged after step",
-        value=steps,
-        n=1,
         setting=to_json(recipe) | {"steps_done": steps},
         seed=recipe.seed,
-        provenance=provenance,
+        **told,
     )
 
 
