@@ -13,9 +13,9 @@ from . import markdown
 from .ablation_rows import ABLATIONS, Ablation, Line
 from .naming import how, length
 from .rank_correlation import spearman
-from .record import Record
+from .record import SEQUENCES, TOKENS, Record
 from .synthetic import NOT_RUN
-from .trained import SEQUENCES, SOLVED, TOKENS, Trained, trained
+from .trained import SOLVED, Trained, trained
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from . import markdown, naming, published
 from .binomial import at_least
-from .record import Record
+from .record import SEQUENCES, TOKENS, Record
 
 if TYPE_CHECKING:
     import pandas as pd
 
 EXPERIMENT = "extrapolation"
-# As tasks.extrapolate writes them.
-WHOLE, ANSWERS, LEFT_OUT = "sequence accuracy", "token accuracy", "length left out"
+# As tasks.extrapolate writes it.
+LEFT_OUT = "length left out"
 NUMBERS = ("Right", "Accuracy %", "At least %", "Tokens/s", "Seconds")
 
 
@@ -48,7 +48,7 @@ def by_length(records: Sequence[Record]) -> pd.DataFrame:
 
     found = of_lengths(records)
     several = {name: len({getattr(r, name) for r in found}) > 1 for name in ("model", "seed")}
-    answers = {_place(r): r for r in records if r.metric == ANSWERS}
+    answers = {_place(r): r for r in records if r.metric == TOKENS}
     marks = _marks(found)
     table = []
     for r in found:
@@ -73,7 +73,7 @@ def by_distance(records: Sequence[Record]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    found = [r for r in of_lengths(records) if r.metric == WHOLE and r.setting["by_distance"]]
+    found = [r for r in of_lengths(records) if r.metric == SEQUENCES and r.setting["by_distance"]]
     longest = max((r.setting["length"] for r in found), default=0)
     shown = [r for r in found if r.value < 1 or r.setting["length"] == longest]
     is_one = len({(r.model, r.seed, r.setting.get("weights")) for r in shown}) == 1
@@ -112,7 +112,7 @@ def notes(records: Sequence[Record]) -> list[str]:
 
 def of_lengths(records: Sequence[Record]) -> list[Record]:
     """One record a length, measured or left out, in the order of models, seeds and lengths."""
-    found = [r for r in records if r.experiment == EXPERIMENT and r.metric in (WHOLE, LEFT_OUT)]
+    found = [r for r in records if r.experiment == EXPERIMENT and r.metric in (SEQUENCES, LEFT_OUT)]
     if not found:
         raise ValueError("no records of accuracy by length")
     return sorted(found, key=lambda r: (*_training(r), r.setting["length"]))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import learning, naming, published, training_runs
 from .canvas import GREY, blank, colours, look, wrapped, write
-from .extrapolation import ANSWERS, EXPERIMENT, LEFT_OUT, WHOLE, of_lengths, power
-from .record import Record
+from .extrapolation import EXPERIMENT, LEFT_OUT, of_lengths, power
+from .record import SEQUENCES, TOKENS, Record
 from .runs import load_all, records_of
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ def accuracy_by_length(records: Sequence[Record]) -> Figure:
         figure, axes = _canvas("Sequence length, tokens", "Sequences without an error, %")
         lines = _lines(found)
         for line in lines:
-            measured = [r for r in line.records if r.metric == WHOLE]
+            measured = [r for r in line.records if r.metric == SEQUENCES]
             axes.plot(_lengths(measured), [100 * r.value for r in measured], label=line.label, **line.style)
         _draw_published(axes, lines)
         _draw_left_out(axes, lines)
-        several = {r.task for r in records if r.metric == ANSWERS}
-        _draw_chance(axes, [r for r in found if r.metric == WHOLE and r.task not in several])
+        several = {r.task for r in records if r.metric == TOKENS}
+        _draw_chance(axes, [r for r in found if r.metric == SEQUENCES and r.task not in several])
         for length in sorted({r.setting["trained_length"] for r in found}):
             axes.axvline(length, color=GREY, linestyle="-.", linewidth=1, label=f"trained at {_math(length)}")
         return _finish(figure, axes, found, _lengths(found))
@@ -52,7 +52,7 @@ def accuracy_by_distance(records: Sequence[Record]) -> Figure:
 
     A line a model and seed. ValueError where no record counts distances.
     """
-    found = [r for r in of_lengths(records) if r.metric == WHOLE and r.setting["by_distance"]]
+    found = [r for r in of_lengths(records) if r.metric == SEQUENCES and r.setting["by_distance"]]
     if not found:
         raise ValueError("no records of accuracy by distance")
     with look():

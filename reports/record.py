@@ -12,6 +12,9 @@ from typing import Any
 
 from . import jsonl
 
+# Metrics of the synthetic tasks, both fractions: right answers, and sequences with no answer wrong.
+TOKENS, SEQUENCES = "token accuracy", "sequence accuracy"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
@@ -49,6 +52,8 @@ class Record:
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+        if self.metric in (TOKENS, SEQUENCES) and not 0 <= self.value <= 1:
+            raise ValueError(f"{self.metric} must be a fraction from 0 to 1, not {self.value}")
         if self.stderr is not None and self.stderr < 0:
             raise ValueError(f"stderr must be at least 0, not {self.stderr}")
         if self.n < 1:

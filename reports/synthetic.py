@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from . import markdown, published
 from .extrapolation import LEFT_OUT, power
 from .naming import key, marks
-from .record import Record
-from .trained import SEQUENCES, SOLVED, TOKENS, Trained, without_empty
+from .record import SEQUENCES, TOKENS, Record
+from .trained import SOLVED, Trained, without_empty
 
 if TYPE_CHECKING:
     import pandas as pd

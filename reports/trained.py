@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from . import markdown
 from .naming import Named, length, marks
-from .record import Record
+from .record import SEQUENCES, TOKENS, Record
 
 if TYPE_CHECKING:
     import pandas as pd
 
 EXPERIMENT = "training"
-TOKENS, SEQUENCES = "token accuracy", "sequence accuracy"
 SOLVED, DIVERGED = "steps to solved", "diverged after step"
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from . import jsonl, markdown, record
 from .naming import how, length, model_key
+from .record import SEQUENCES, TOKENS
 from .trained import EXPERIMENT as TRAINING
-from .trained import SEQUENCES, SOLVED, TOKENS, Trained
+from .trained import SOLVED, Trained
 
 # As tasks.run_files and harness.ablate write them; a run has records at its end, or a record that it diverged.
 SETTINGS, LOG, RECORDS = "settings.json", "log.jsonl", "records.jsonl"

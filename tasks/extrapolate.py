@@ -21,13 +21,13 @@ from ..models.building import Model
 from ..models.chunks import CHUNK
 from ..models.synthetic import SYNTHETIC
 from ..reports import record
-from ..reports.record import Record
+from ..reports.record import SEQUENCES, TOKENS, Record
 from . import run_files
 from .accuracy import standard_error
 from .batch import MOST, Task
 from .evaluate import LeftOut, Measured, evaluate, reads_in_pieces, seed_of
 from .induction_heads import InductionHeads
-from .outcome import ANSWERS, WHOLE, model_name
+from .outcome import model_name
 from .recipes import Recipe, from_json, to_json
 
 EXPERIMENT = "extrapolation"
@@ -165,11 +165,11 @@ class _Run:
             "tokens_per_second": round(found.sequences * found.length / found.seconds),
             "by_distance": [astuple(part) for part in found.by_distance],
         }
-        whole = replace(first, metric=WHOLE, setting=setting, **_fraction(found.whole, found.sequences))
+        whole = replace(first, metric=SEQUENCES, setting=setting, **_fraction(found.whole, found.sequences))
         if found.answers == found.sequences:
             return [whole]
-        # WHOLE comes last: its presence says that the length is done.
-        return [replace(whole, metric=ANSWERS, **_fraction(found.right, found.answers)), whole]
+        # SEQUENCES comes last: its presence says that the length is done.
+        return [replace(whole, metric=TOKENS, **_fraction(found.right, found.answers)), whole]
 
 
 def published_row(recipe: Recipe) -> str | None:
@@ -207,7 +207,7 @@ class _File:
         run_files.remove_unfinished(path.parent)
         content = path.read_bytes() if path.is_file() else b""
         there = list(self._parsed(content))
-        self.done = {r.setting["length"] for r in there if r.metric == WHOLE}
+        self.done = {r.setting["length"] for r in there if r.metric == SEQUENCES}
         self.records = [r for r in there if (length := r.setting["length"]) in self.done or length not in again]
         if (whole := record.to_lines(self.records).encode()) != content:
             with weight_files.atomic(path) as part:

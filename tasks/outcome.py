@@ -9,12 +9,9 @@ from typing import Any
 
 from ..models.architectures import ModelConfig, SequenceConfig
 from ..models.synthetic import SYNTHETIC
-from ..reports.record import Record
+from ..reports.record import SEQUENCES, TOKENS, Record
 from .accuracy import Accuracy, standard_error
 from .recipes import Recipe, to_json
-
-# Metrics: right answers, and rows with no answer wrong.
-ANSWERS, WHOLE = "token accuracy", "sequence accuracy"
 
 
 def records(
@@ -32,14 +29,14 @@ def records(
         log[-1]["step"],
         experiment=experiment,
         provenance=provenance,
-        metric=ANSWERS,
+        metric=TOKENS,
         value=accuracy.token,
         n=accuracy.answers,
         stderr=standard_error(accuracy.token, accuracy.answers),
     )
     rows = replace(
         first,
-        metric=WHOLE,
+        metric=SEQUENCES,
         value=accuracy.sequence,
         n=accuracy.sequences,
         stderr=standard_error(accuracy.sequence, accuracy.sequences),
@@ -51,7 +48,7 @@ def records(
 def accuracy(records: Sequence[Record]) -> Accuracy:
     """What `records` was made with."""
     by_metric = {r.metric: r for r in records}
-    answers, rows = by_metric[ANSWERS], by_metric[WHOLE]
+    answers, rows = by_metric[TOKENS], by_metric[SEQUENCES]
     return Accuracy(
         token=answers.value,
         sequence=rows.value,

@@ -20,6 +20,14 @@ BAD = {
     "a nan": ({"value": math.nan}, "value must be a finite number, not nan"),
     "an infinite perplexity": ({"value": math.inf}, "value must be a finite number, not inf"),
     "a value in words": ({"value": "0.5"}, "value must be a finite number"),
+    "more than all right": (
+        {"metric": "token accuracy", "value": 1.5},
+        r"^token accuracy must be a fraction from 0 to 1, not 1\.5$",
+    ),
+    "less than none right": (
+        {"metric": "sequence accuracy", "value": -0.25},
+        r"^sequence accuracy must be a fraction from 0 to 1, not -0\.25$",
+    ),
     "a boolean value": ({"value": True}, "value must be a finite number"),
     "a negative standard error": ({"stderr": -0.1}, "stderr must be at least 0, not -0.1"),
     "a nan standard error": ({"stderr": math.nan}, "stderr must be a finite number"),

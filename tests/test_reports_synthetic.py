@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from command import mambalab
 from mambalab.models.synthetic import SYNTHETIC
 from mambalab.reports import published, record, synthetic
 from mambalab.reports.naming import how
@@ -284,6 +285,20 @@ def test_a_length_measured_after_all_is_no_longer_left_out():
 def test_two_records_of_a_length_are_said():
     with pytest.raises(ValueError, match=r"^two records of mamba, seed 0, at one length$"):
         synthetic.reaches(reading("mamba", {64: 1.0}) * 2)
+
+
+@pytest.mark.parametrize("of", ["training", "ablation-a-init", "extrapolation"])
+@pytest.mark.parametrize("value", ["1.5", "-0.25", "NaN", "1e999"])
+def test_an_accuracy_that_is_no_fraction_is_one_clear_line_that_names_the_file(tmp_path, of, value):
+    made = reading("mamba", {64: 0.5}) if of == "extrapolation" else training(HEADS, "mamba", sequence_accuracy=0.5)
+    path = tmp_path / "records.jsonl"
+    path.write_text(
+        record.to_lines(replace(r, experiment=of) for r in made).replace('"value": 0.5', f'"value": {value}')
+    )
+    answer = mambalab("report", tmp_path)
+    assert (answer.status, answer.out) == (2, "")
+    assert answer.err.startswith(f"mambalab: {path}:1: ")
+    assert answer.err.count("\n") == 1
 
 
 def test_every_number_is_in_the_csv(tmp_path):

@@ -9,10 +9,9 @@ import pytest
 from mambalab.models.registry import MambaConfig
 from mambalab.models.synthetic import synthetic
 from mambalab.reports import record
-from mambalab.reports.record import Record
+from mambalab.reports.record import SEQUENCES, TOKENS, Record
 from mambalab.tasks import InductionHeads, Recipe, SelectiveCopying
 from mambalab.tasks.extrapolate import LEFT_OUT, doublings, extrapolate, published_row
-from mambalab.tasks.outcome import ANSWERS, WHOLE
 from mambalab.tasks.recipes import with_model
 from mambalab.tasks.train import train
 
@@ -61,7 +60,7 @@ def killed_after(lengths: int):
 def test_a_record_says_what_was_measured_and_of_what(run, tmp_path):
     found = extrapolate(run, tmp_path, PLAN, provenance={"version": "1"})
     assert found == record.read(tmp_path / "records.jsonl")
-    assert [(r.setting["length"], r.n, r.metric) for r in found] == [(n, k, WHOLE) for n, k in PLAN.items()]
+    assert [(r.setting["length"], r.n, r.metric) for r in found] == [(n, k, SEQUENCES) for n, k in PLAN.items()]
     first = found[0]
     assert (first.experiment, first.model, first.task, first.seed) == (
         "extrapolation",
@@ -129,7 +128,7 @@ def test_of_several_answers_a_length_has_two_records(tmp_path):
     recipe = replace(RECIPE, task=SelectiveCopying(places=8, copies=2))
     train(recipe, tmp_path / "run")
     found = extrapolate(tmp_path / "run", tmp_path / "out", {16: 10})
-    assert [(r.metric, r.n) for r in found] == [(ANSWERS, 20), (WHOLE, 10)]
+    assert [(r.metric, r.n) for r in found] == [(TOKENS, 20), (SEQUENCES, 10)]
     assert found[0].setting["chunk"] is None
 
 
@@ -141,7 +140,7 @@ def test_a_length_left_out_has_its_reason_and_is_tried_again(tmp_path):
     for _ in range(2):
         said: list[str] = []
         found = extrapolate(tmp_path / "run", tmp_path / "out", plan, say=said.append)
-        assert [(r.metric, r.setting["length"]) for r in found] == [(WHOLE, 8), (LEFT_OUT, 32)]
+        assert [(r.metric, r.setting["length"]) for r in found] == [(SEQUENCES, 8), (LEFT_OUT, 32)]
         assert found[1].setting["why"].startswith("not possible: absolute positions end at max_length = 16")
         assert found == record.read(tmp_path / "out" / "records.jsonl")
     assert len(said) == 1
