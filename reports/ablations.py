@@ -79,7 +79,7 @@ def _shared(ablation: Ablation, run: Trained) -> str:
     names = SHARED_MODEL if "model.mixer" in ablated else (*SHARED_MODEL, "d_state", "dt_rank", "expand", "d_conv")
     model = {key: run.setting["model"].get(key) for key in names if f"model.{key}" not in ablated}
     # Older settings do not say how matrices are multiplied.
-    setting = {"matmul": "float32", **run.setting}
+    setting = {"matmul": "float32", **run.done_as}
     return json.dumps([task, model, {key: setting.get(key) for key in SHARED}], sort_keys=True)
 
 
@@ -152,7 +152,7 @@ def notes(one: Found) -> list[str]:
         f"{one.title}: mean over the seeds (least .. greatest), {_budget(one)}, on "
         f"{markdown.count(first.setting['sequences'])} sequences. Solved: every sequence right for the first time, "
         f"measured every {markdown.count(first.setting['evaluate_every'])} steps.",
-        f"Trained in {how(first.setting)}.",
+        f"Trained in {how(first.done_as)}.",
         *one.ablation.remarks,
     ]
     if one.ablation.source is not None:

@@ -25,6 +25,15 @@ USUAL = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
 Named = tuple[str, Mapping[str, Any]]  # a model, and the setting of its training
 
 
+def in_effect(setting: Mapping[str, Any], device: str | None) -> Mapping[str, Any]:
+    """The setting of a training as it was done on this device: TF32 is a GPU's, and a CPU multiplies in float32.
+
+    >>> in_effect({"matmul": "tf32"}, "cpu"), in_effect({"matmul": "tf32"}, "cuda:0")
+    ({'matmul': 'float32'}, {'matmul': 'tf32'})
+    """
+    return {**setting, "matmul": "float32"} if device == "cpu" and setting.get("matmul") == "tf32" else setting
+
+
 def how(setting: Mapping[str, Any]) -> str:
     """How a training was done, in a line."""
     return ", ".join(manner(setting))

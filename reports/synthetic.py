@@ -120,6 +120,7 @@ def _reach(group: Sequence[Record], named: Mapping[tuple[Any, ...], Sequence[Tra
     first = group[0]
     setting, steps = first.setting["training"], first.setting["steps_done"]
     trainings = named.get((first.model, first.seed, steps, key(setting)), ())
+    training = trainings[0] if len(trainings) == 1 else None
     measured = [r for r in group if r.metric == SEQUENCES]
     values = {r.setting["length"]: r.value for r in measured}
     if len(values) < len(measured):
@@ -131,8 +132,9 @@ def _reach(group: Sequence[Record], named: Mapping[tuple[Any, ...], Sequence[Tra
         variant=", early trigger" if setting.get("task", {}).get("trigger") == "early" else "",
         seed=first.seed,
         steps=steps,
-        setting=setting,
-        training=trainings[0] if len(trainings) == 1 else None,
+        # Where it was trained, only its own records know.
+        setting=training.done_as if training else setting,
+        training=training,
         sequences={r.setting["length"]: r.n for r in measured},
         cells={**left_out, **values},
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import markdown
-from .naming import Named, length, marks
+from .naming import Named, in_effect, length, marks
 from .record import SEQUENCES, TOKENS, Record
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ SOLVED, DIVERGED = "steps to solved", "diverged after step"
 class Trained:
     """One training: `setting` is its recipe and the steps done, `values` is by metric, DIVERGED alone where it did.
 
-    Of one that is not finished, `values` is what its log says.
+    Of one that is not finished, `values` is what its log says. `device` is None where nothing tells it.
     """
 
     model: str
@@ -31,10 +31,16 @@ class Trained:
     setting: Mapping[str, Any]
     values: Mapping[str, float]
     is_finished: bool = True
+    device: str | None = None
+
+    @property
+    def done_as(self) -> Mapping[str, Any]:
+        """The setting as it took effect."""
+        return in_effect(self.setting, self.device)
 
     @property
     def named(self) -> Named:
-        return (self.model, self.setting)
+        return (self.model, self.done_as)
 
     def asked(self, path: str) -> Any:
         """What the setting holds under a dotted name, such as "model.d_state"; None where there is nothing."""
@@ -94,7 +100,14 @@ def _one(group: Sequence[Record]) -> Trained:
     values = {r.metric: r.value for r in group}
     if len(values) < len(group):
         raise ValueError(f"two trainings of {first.model} on {first.task} with the same settings and seed {first.seed}")
-    return Trained(model=first.model, task=first.task, seed=first.seed, setting=first.setting, values=values)
+    return Trained(
+        model=first.model,
+        task=first.task,
+        seed=first.seed,
+        setting=first.setting,
+        values=values,
+        device=first.provenance.get("device"),
+    )
 
 
 def training_table(runs: Iterable[Trained]) -> tuple[pd.DataFrame, list[str]]:

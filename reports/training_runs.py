@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from . import jsonl, markdown, record
-from .naming import how, length, model_key
+from .naming import how, in_effect, length, model_key
 from .record import SEQUENCES, TOKENS
 from .trained import EXPERIMENT as TRAINING
 from .trained import SOLVED, Trained
@@ -34,9 +34,10 @@ ANSWERS: Mapping[str, Callable[[Mapping[str, Any]], int]] = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """A run: `setting` is its recipe, `log` a line each so many steps; old settings name no `model`, nor `experiment`.
+    """A run: `setting` is its recipe as it takes effect, `log` a line each so many steps.
 
-    `name` is its folder's, from the folder down that was searched; `is_finished`, whether records say how it ended.
+    Old settings name no `model`, nor `experiment`. `name` is its folder's, from the folder down that was searched;
+    `is_finished`, whether records say how it ended.
     """
 
     name: str
@@ -90,10 +91,10 @@ def _read(folder: Path, above: Path) -> Iterator[TrainingRun]:
         return
     try:
         name = folder.relative_to(above).as_posix() if folder != above else folder.resolve().name
-        recorded = _model(folder)
+        recorded, device = _model(folder), settings.get("device")
         run = TrainingRun(
             name=name,
-            setting=setting,
+            setting=in_effect(setting, device),
             log=_log(folder / LOG),
             model=recorded or named[0],
             experiment=named[1],

@@ -235,6 +235,16 @@ def test_what_is_not_finished_is_said_with_how_far_it_is(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_tf32_is_named_only_of_runs_on_a_gpu(tmp_path, device):
+    folder = write_training(tmp_path / "late", finished=False, matmul="tf32")
+    settings = json.loads((folder / "settings.json").read_text())
+    (folder / "settings.json").write_text(json.dumps({**settings, "device": device}))
+    loss, _, _ = drawn(*find([tmp_path]))
+    assert ("TF32" in loss.get_title("left")) == (device != "cpu")
+    assert ("TF32" in mambalab("report", tmp_path).out) == (device != "cpu")
+
+
 def test_a_folder_that_holds_only_what_is_not_finished_is_reported_too(tmp_path):
     write_training(tmp_path / "late", finished=False)
     answer = mambalab("report", tmp_path / "late", "--out", tmp_path / "out")

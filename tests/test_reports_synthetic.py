@@ -282,6 +282,19 @@ def test_a_length_measured_after_all_is_no_longer_left_out():
     assert one.cells == {64: 0.75}
 
 
+def test_tf32_is_named_only_where_it_was_trained_on_a_gpu(tmp_path):
+    """Whatever device its accuracy was measured on."""
+    made = replace(recipe("induction-heads"), matmul="tf32")
+    setting = {"training": to_json(made), "steps_done": 2500}
+    far = [replace(r, setting={**r.setting, **setting}) for r in reading("mamba", {64: 1.0})]
+    for device in ("cpu", "cuda:0"):
+        trained_on = {"device": device, "backend": "cpu"}
+        near = [replace(r, provenance=trained_on) for r in training(made, "mamba", 2500, token_accuracy=0.5)]
+        text = table(tmp_path, [*near, *far])
+        notes = [line for line in text.splitlines() if line.startswith("- Trained in ")]
+        assert ["TF32" in note for note in notes] == [device != "cpu"] * 2
+
+
 def test_two_records_of_a_length_are_said():
     with pytest.raises(ValueError, match=r"^two records of mamba, seed 0, at one length$"):
         synthetic.reaches(reading("mamba", {64: 1.0}) * 2)
