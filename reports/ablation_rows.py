@@ -9,12 +9,17 @@ from types import MappingProxyType
 from typing import Any
 
 from . import published
+from .naming import at
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A row: its labels, what its trainings were asked for (by dotted names in a setting), the paper's perplexity."""
+    """A row: its labels in a table and its name in a legend, what its trainings were asked for, the paper's perplexity.
 
+    `asked` has dotted names in a setting.
+    """
+
+    name: str
     labels: Mapping[str, str]
     asked: Mapping[str, Any]
     perplexity: float | None = None
@@ -29,6 +34,11 @@ class Ablation:
     source: str | None = None
     remarks: tuple[str, ...] = ()
 
+    def place(self, setting: Mapping[str, Any]) -> int | None:
+        """The number of the row of a training with this setting; None where it is in none."""
+        rows = (all(at(setting, path) == value for path, value in line.asked.items()) for line in self.lines)
+        return next((i for i, is_its in enumerate(rows) if is_its), None)
+
 
 def _printed(file: str, **cells: str) -> float | None:
     """The perplexity in the row with these cells; None where the paper has no such row."""
@@ -39,8 +49,11 @@ def _printed(file: str, **cells: str) -> float | None:
 def _selectivity(delta: bool, b: bool, c: bool) -> Line:
     flags = dict(zip(("delta", "B", "C"), (delta, b, c), strict=True))
     cells = {f"selective_{name}": "yes" if flag else "no" for name, flag in flags.items()}
+    shown = dict(zip(("Δ", "B", "C"), cells.values(), strict=True))
+    chosen = [name for name, cell in shown.items() if cell == "yes"]
     return Line(
-        labels={f"Selective {name}": cell for name, cell in zip(("Δ", "B", "C"), cells.values(), strict=True)},
+        name=f"selective {', '.join(chosen)}" if chosen else "nothing selective",
+        labels={f"Selective {name}": cell for name, cell in shown.items()},
         asked={f"model.selective_{name}": flag for name, flag in flags.items()},
         perplexity=_printed("table7.csv", **cells),
     )
@@ -49,6 +62,7 @@ def _selectivity(delta: bool, b: bool, c: bool) -> Line:
 def _state_size(selective: bool, n: int) -> Line:
     kind = "selective" if selective else "constant"
     return Line(
+        name=f"{kind}, n = {n}",
         labels={"B and C": kind, "n": str(n)},
         asked={"model.selective_B": selective, "model.selective_C": selective, "model.d_state": n},
         perplexity=_printed("table10.csv", B_and_C=kind, N=str(n)),
@@ -59,14 +73,24 @@ def _delta_rank(rank: int | None) -> Line:
     """None: Δ is static."""
     asked = {"model.selective_delta": rank is not None} | ({} if rank is None else {"model.dt_rank": rank})
     cell = "" if rank is None else str(rank)
-    return Line(labels={"Rank of Δ": cell or "static"}, asked=asked, perplexity=_printed("table9.csv", delta_proj=cell))
+    return Line(
+        name=f"rank {cell}" if cell else "static Δ",
+        labels={"Rank of Δ": cell or "static"},
+        asked=asked,
+        perplexity=_printed("table9.csv", delta_proj=cell),
+    )
 
 
 def _a_init(init: str, a_n: str) -> Line:
     """`a_n` as table 8 prints it, up to a remark in brackets."""
     cell = next(row["A_n"] for row in published.rows("table8.csv") if row["A_n"].partition("  [")[0] == a_n)
-    labels = {"A": a_n.replace("~ ", "-").replace("*", ""), "Field": "complex" if init == "complex" else "real"}
-    return Line(labels=labels, asked={"model.A_init": init}, perplexity=_printed("table8.csv", A_n=cell))
+    a = a_n.replace("~ ", "-").replace("*", "")
+    return Line(
+        name=f"A = {a}",
+        labels={"A": a, "Field": "complex" if init == "complex" else "real"},
+        asked={"model.A_init": init},
+        perplexity=_printed("table8.csv", A_n=cell),
+    )
 
 
 def _architecture(arch: str, layer: str) -> Line:
@@ -77,6 +101,7 @@ def _architecture(arch: str, layer: str) -> Line:
     if kind:
         asked |= {"model.s4_init": {"(complex)": "s4d-lin", "(real)": "s4d-real"}[kind]}
     return Line(
+        name=f"{arch}, {layer}",
         labels={"Architecture": arch, "Layer": layer},
         asked=asked,
         perplexity=_printed("table6.csv", arch=arch, ssm_layer=layer),
@@ -84,7 +109,11 @@ def _architecture(arch: str, layer: str) -> Line:
 
 
 def _recall(model: str, asked: Mapping[str, str], pairs: int) -> Line:
-    return Line(labels={"Model": model, "Pairs": str(pairs)}, asked={**asked, "task.pairs": pairs})
+    return Line(
+        name=f"{model}, {pairs} pairs",
+        labels={"Model": model, "Pairs": str(pairs)},
+        asked={**asked, "task.pairs": pairs},
+    )
 
 
 _LAYERS = ("Hyena", "S4 (complex)", "S4 (real)", "S6")

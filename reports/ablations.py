@@ -10,7 +10,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from . import markdown
-from .ablation_rows import ABLATIONS, Ablation, Line
+from .ablation_rows import ABLATIONS, Ablation
 from .naming import how, length
 from .rank_correlation import spearman
 from .record import SEQUENCES, TOKENS, Record
@@ -86,19 +86,15 @@ def _shared(ablation: Ablation, run: Trained) -> str:
 def _found(ablation: Ablation, group: Sequence[Trained]) -> Found:
     rows: list[list[Trained]] = [[] for _ in ablation.lines]
     for run in group:
-        place = next((i for i, line in enumerate(ablation.lines) if _holds(line, run)), None)
+        place = ablation.place(run.setting)
         if place is None:
             raise ValueError(f"a training of {run.model} on {run.task} is in no row of the {ablation.title} ablation")
         if any(other.seed == run.seed for other in rows[place]):
-            labels = ", ".join(ablation.lines[place].labels.values())
-            raise ValueError(f"two trainings on {run.task} with seed {run.seed} in a row of {ablation.title}: {labels}")
+            name = ablation.lines[place].name
+            raise ValueError(f"two trainings on {run.task} with seed {run.seed} in a row of {ablation.title}: {name}")
         rows[place].append(run)
     ordered = (tuple(sorted(row, key=lambda run: run.seed or 0)) for row in rows)
     return Found(ablation=ablation, task=group[0].task, runs=tuple(ordered))
-
-
-def _holds(line: Line, run: Trained) -> bool:
-    return all(run.asked(path) == value for path, value in line.asked.items())
 
 
 def ablation_table(one: Found) -> pd.DataFrame:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DOTS = 150  # an inch
-# Told apart without colour vision (Okabe and Ito, 2008).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Told apart without colour vision (Okabe and Ito, 2008), then four as dark. Black is for what curves share.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#B5125A", "#7A8B1F", "#5B4BC4", "#6B3E1E")
 GREY = "#666666"
 LOOK: Mapping[str, Any] = {
     "axes.spines.top": False,

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import canvas, markdown, naming
+from .ablation_rows import ABLATIONS, Ablation
+from .ablations import name_of as ablation_of
 from .training_runs import TrainingRun, kind
 
 if TYPE_CHECKING:
@@ -27,26 +29,34 @@ MOST = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Runs of one model that differ in their seed alone."""
+    """Runs that differ in their seed alone; `model` is what tells it: its name, or the row of an ablation's table."""
 
     model: str
     runs: tuple[TrainingRun, ...]
+    row: int = 0
 
 
 def curves(runs: Sequence[TrainingRun]) -> list[Curve]:
-    """The runs by model and settings, in the order in which they come."""
+    """The runs by model and settings, in the order in which they come; an ablation's in the order of its table."""
     found: dict[str, list[TrainingRun]] = {}
     for run in runs:
         found.setdefault(naming.key(run.setting), []).append(run)
     # Unfinished runs have no record that names their model, but another run of it may.
     called = {naming.model_key(run.setting): run.model for run in runs if run.model}
-    return [
-        Curve(
-            model=called.get(naming.model_key(group[0].setting)) or kind(group[0].setting),
-            runs=tuple(sorted(group, key=lambda run: run.seed)),
-        )
-        for group in found.values()
-    ]
+    made = []
+    for group in found.values():
+        setting, ablation = group[0].setting, _ablation(group[0])
+        row = ablation.place(setting) if ablation else None
+        model = called.get(naming.model_key(setting)) or kind(setting)
+        if ablation and row is not None:
+            model = ablation.lines[row].name
+        made.append(Curve(model=model, runs=tuple(sorted(group, key=lambda run: run.seed)), row=row or 0))
+    return sorted(made, key=lambda one: one.row)
+
+
+def _ablation(run: TrainingRun) -> Ablation | None:
+    name = ablation_of(run.experiment or "")
+    return ABLATIONS[name] if name else None
 
 
 def by_step(found: Sequence[Curve]) -> Figure:
@@ -70,10 +80,15 @@ def by_step(found: Sequence[Curve]) -> Figure:
         keys += [_key(f"seed {seed}", color="black", linestyle=LINES[i % len(LINES)]) for i, seed in enumerate(seeds)]
         keys += [*_dots(runs), *_draw_chance(loss, right, runs), *_draw_stages(loss, right, runs)]
         _scale(loss, right, runs)
-        title = ", ".join([f"{runs[0].task} at length {markdown.count(runs[0].length)}", *shared])
+        title = ", ".join([*_about(runs[0]), *shared])
         loss.set_title(canvas.wrapped(title, 68), loc="left", fontsize=9.5)
         figure.legend(handles=keys, loc="outside right center", labelspacing=0.6, fontsize=9 if len(keys) < 10 else 8)
         return figure
+
+
+def _about(run: TrainingRun) -> list[str]:
+    ablation = _ablation(run)
+    return [*([ablation.title] if ablation else []), f"{run.task} at length {markdown.count(run.length)}"]
 
 
 def _called(found: Sequence[Curve]) -> tuple[list[str], list[str]]:
@@ -127,7 +142,7 @@ def _draw_chance(loss: Axes, right: Axes, runs: Sequence[TrainingRun]) -> list[A
     answers = math.exp(chance)
     loss.axhline(chance, **style)
     right.axhline(100 / answers, **style)
-    return [_key(f"chance: ln {answers:.0f} = {chance:.2f} nats,\n{100 / answers:.1f} %", **style)]
+    return [_key(f"chance: ln {answers:.0f} = {chance:.2f} nats,\n{markdown.significant(100 / answers, 2)} %", **style)]
 
 
 def _draw_stages(loss: Axes, right: Axes, runs: Sequence[TrainingRun]) -> list[Artist]:
@@ -162,11 +177,13 @@ def _scale(loss: Axes, right: Axes, runs: Sequence[TrainingRun]) -> None:
 
 
 def draw(runs: Sequence[TrainingRun], out: Path) -> list[Path]:
-    """Write into `out` a plot for each task and length, or several of at most `MOST` curves; the paths."""
+    """Write into `out` a plot for each ablation, task and length, or several of at most `MOST` curves; the paths."""
     groups: dict[str, list[TrainingRun]] = {}
     for run in runs:
         if run.log:
-            groups.setdefault(f"{run.task}-{run.length}", []).append(run)
+            ablation = ablation_of(run.experiment or "")
+            name = f"{ablation}-{run.task}-{run.length}" if ablation else f"{run.task}-{run.length}"
+            groups.setdefault(name, []).append(run)
     written = []
     for name, group in groups.items():
         found = curves(group)

@@ -78,6 +78,14 @@ def length(setting: Mapping[str, Any]) -> int:
     return task["places"] if "places" in task else task["length"]
 
 
+def at(setting: Mapping[str, Any], path: str) -> Any:
+    """What a setting holds under a dotted name, such as "model.d_state"; None where there is nothing."""
+    found: Any = setting
+    for name in path.split("."):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
+
+
 def key(setting: Mapping[str, Any]) -> str:
     """Equal for trainings that differ in their seed at most; older settings do not say how matrices are multiplied."""
     learnt = {name: value for name, value in {"matmul": "float32", **setting}.items() if name not in NOT_LEARNT}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import markdown
-from .naming import Named, in_effect, length, marks
+from .naming import Named, at, in_effect, length, marks
 from .record import SEQUENCES, TOKENS, Record
 
 if TYPE_CHECKING:
@@ -43,11 +43,8 @@ class Trained:
         return (self.model, self.done_as)
 
     def asked(self, path: str) -> Any:
-        """What the setting holds under a dotted name, such as "model.d_state"; None where there is nothing."""
-        found: Any = self.setting
-        for name in path.split("."):
-            found = found.get(name) if isinstance(found, Mapping) else None
-        return found
+        """What the setting holds under a dotted name."""
+        return at(self.setting, path)
 
     @property
     def is_diverged(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from . import jsonl, markdown, record
 from .naming import how, in_effect, length, model_key
-from .record import SEQUENCES, TOKENS
+from .record import SEQUENCES, TOKENS, Record
 from .trained import EXPERIMENT as TRAINING
 from .trained import SOLVED, Trained
 
@@ -86,19 +86,19 @@ def _read(folder: Path, above: Path) -> Iterator[TrainingRun]:
         if (folder / LOG).is_file():
             raise
         return
-    setting, named = settings.get("recipe"), (settings.get("model"), settings.get("experiment"))
-    if not isinstance(setting, dict) or not all(isinstance(name, str | None) for name in named):
+    setting, model, experiment = (settings.get(name) for name in ("recipe", "model", "experiment"))
+    if not isinstance(setting, dict) or not all(isinstance(name, str | None) for name in (model, experiment)):
         return
     try:
         name = folder.relative_to(above).as_posix() if folder != above else folder.resolve().name
-        recorded, device = _model(folder), settings.get("device")
+        ended = _first_record(folder)
         run = TrainingRun(
             name=name,
-            setting=in_effect(setting, device),
+            setting=in_effect(setting, settings.get("device")),
             log=_log(folder / LOG),
-            model=recorded or named[0],
-            experiment=named[1],
-            is_finished=recorded is not None,
+            model=ended.model if ended else model,
+            experiment=ended.experiment if ended else experiment,
+            is_finished=ended is not None,
         )
         yield _checked(run)
     except KeyError as error:
@@ -125,9 +125,9 @@ def _log(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _model(folder: Path) -> str | None:
+def _first_record(folder: Path) -> Record | None:
     ends = (folder / name for name in ENDS)
-    return next((record.read(end)[0].model for end in ends if end.is_file()), None)
+    return next((record.read(end)[0] for end in ends if end.is_file()), None)
 
 
 def unfinished(runs: Sequence[TrainingRun]) -> list[str]:

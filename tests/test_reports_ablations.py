@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from mambalab.reports import published, record
 from mambalab.reports.ablation_rows import ABLATIONS, Line
 from mambalab.reports.ablations import correlations, found, notes
+from mambalab.reports.naming import at
 from mambalab.reports.rank_correlation import ranks, spearman
 from mambalab.reports.record import Record
 from mambalab.reports.tables import report
-from mambalab.reports.trained import Trained
 from mambalab.tasks import ablations
 from mambalab.tasks.ablations import BASES, GRIDS, Cell
 from mambalab.tasks.recipes import to_json
@@ -50,11 +50,10 @@ def records_of(cell: Cell, **values: float) -> list[Record]:
 def row_of(cell: Cell) -> Line:
     """The row in which the cell's training would stand."""
     setting = to_json(cell.recipe)
-    run = Trained(model="mamba", task=cell.recipe.task.name, seed=0, setting=setting, values={})
     (row,) = [
         line
         for line in ABLATIONS[cell.grid].lines
-        if all(run.asked(path) == value for path, value in line.asked.items())
+        if all(at(setting, path) == value for path, value in line.asked.items())
     ]
     return row
 
@@ -203,7 +202,9 @@ def test_two_trainings_of_a_cell_with_one_seed_are_said():
     made = cell("state-size", "n-4-static")
     other = replace(made, recipe=replace(made.recipe, model=replace(made.recipe.model, dt_min=0.002)))
     records = [*records_of(made, token_accuracy=0.5), *records_of(other, token_accuracy=0.5)]
-    with pytest.raises(ValueError, match=f"^two trainings on {TASK} with seed 0 in a row of State size: constant, 4$"):
+    with pytest.raises(
+        ValueError, match=f"^two trainings on {TASK} with seed 0 in a row of State size: constant, n = 4$"
+    ):
         found("state-size", records)
     with pytest.raises(ValueError, match=r"^two trainings of mamba on .* with the same settings and seed 0$"):
         found("state-size", records_of(made, token_accuracy=0.5) * 2)

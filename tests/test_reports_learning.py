@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 from command import mambalab, process
 from mambalab.reports import canvas, learning, naming, record
+from mambalab.reports.ablation_rows import ABLATIONS
 from mambalab.reports.training_runs import ANSWERS, TrainingRun, find
+from mambalab.tasks import ablations
+from mambalab.tasks.ablations import BASES, GRIDS
 from mambalab.tasks.recipes import TASKS, Optimiser, recipe, to_json
 from reports_cases import some_record, write_lines
 
@@ -146,6 +149,57 @@ def test_many_curves_are_drawn_in_several_plots_with_a_colour_each(tmp_path):
     ]
     loss, _, _ = drawn(*many[: learning.MOST])
     assert len({str(line.get_color()) for line in loss.get_lines()[: learning.MOST]}) == learning.MOST
+
+
+def cells(grid: str) -> list[TrainingRun]:
+    """A run of each cell, in another order than the table's."""
+    made = ablations.cells(GRIDS[grid], [BASES["induction-heads"]], (0,))
+    return [
+        TrainingRun(
+            name=one.name,
+            setting=to_json(one.recipe),
+            log=LOG,
+            model="mamba-variant",
+            experiment=one.experiment,
+            is_finished=True,
+        )
+        for one in reversed(made)
+    ]
+
+
+def test_curves_of_an_ablation_are_called_and_ordered_as_the_rows_of_its_table():
+    loss, _, names = drawn(*cells("selectivity"))
+    assert names[:8] == [
+        "nothing selective",
+        "selective C",
+        "selective B",
+        "selective Δ",
+        "selective B, C",
+        "selective Δ, C",
+        "selective Δ, B",
+        "selective Δ, B, C",
+    ]
+    assert loss.get_title("left").startswith("Selectivity, induction-heads at length 256, batches of 64,")
+    assert drawn(*cells("state-size"))[2][8:10] == ["selective, n = 8", "selective, n = 16"]
+
+
+def test_cells_of_one_row_are_told_apart_by_how_they_were_trained():
+    (one, *_) = cells("a-init")
+    other = replace(one, setting={**one.setting, "batch_size": 8})
+    assert drawn(one, other)[2][:2] == ["batches of 64", "batches of 8"]
+
+
+@pytest.mark.parametrize("one", ABLATIONS.values(), ids=ABLATIONS)
+def test_every_row_of_an_ablation_has_a_name_of_its_own_that_is_a_line_of_a_legend(one):
+    names = [line.name for line in one.lines]
+    assert len(set(names)) == len(names)
+    assert max(map(len, names)) <= learning.WIDE
+
+
+def test_an_ablation_has_a_plot_of_its_own(tmp_path):
+    names = {path.stem for path in learning.draw([*cells("a-init"), *cells("selectivity"), run()], tmp_path)}
+    starts = ("a-init-", "selectivity-", "")
+    assert names == {f"loss-and-accuracy-by-step-{start}induction-heads-256" for start in starts}
 
 
 def test_runs_without_a_line_in_their_log_are_not_drawn(tmp_path):
