@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterator, Sequence
-from itertools import chain, count
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import markdown, naming, published
@@ -35,7 +34,7 @@ def report(records: Sequence[Record]) -> str:
     parts = [markdown.table(by_length(records), left=["Model", "Length"])]
     distances = by_distance(records)
     if len(distances):
-        parts.append(markdown.table(distances, left=["Distance"]))
+        parts.append(markdown.table(distances, left=["Model", "Length"]))
     return "\n\n".join([*parts, markdown.bullets(notes(records))]) + "\n"
 
 
@@ -47,17 +46,11 @@ def by_length(records: Sequence[Record]) -> pd.DataFrame:
     import pandas as pd
 
     found = of_lengths(records)
-    several = {name: len({getattr(r, name) for r in found}) > 1 for name in ("model", "seed")}
+    name = _namer(found)
     answers = {_place(r): r for r in records if r.metric == TOKENS}
-    marks = _marks(found)
     table = []
     for r in found:
-        line: dict[str, Any] = {
-            name.capitalize(): getattr(r, name) for name, is_several in several.items() if is_several
-        }
-        if any(marks.values()):
-            line["Trained"] = marks[_way(r)]
-        line |= {"Length": power(r.setting["length"])} | _numbers(r)
+        line = name(r) | {"Length": power(r.setting["length"])} | _numbers(r)
         if answers:
             line["Answers right %"] = markdown.fixed(100 * answers[_place(r)].value if _place(r) in answers else None)
         if any(other.setting["published"] for other in found):
@@ -67,31 +60,39 @@ def by_length(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def by_distance(records: Sequence[Record]) -> pd.DataFrame:
-    """A row a distance, a column a length: right answers of all whose query stands so far behind what it asks for.
+    """A row a training and length, a column a distance: right answers of all whose query stands so far behind.
 
-    Only lengths with an error, and the longest; several models or seeds are told apart in the heading.
+    Of each training the shortest length with an error and the longest, and no row of one without errors.
     """
     import pandas as pd
 
-    found = [r for r in of_lengths(records) if r.metric == SEQUENCES and r.setting["by_distance"]]
-    longest = max((r.setting["length"] for r in found), default=0)
-    shown = [r for r in found if r.value < 1 or r.setting["length"] == longest]
-    is_one = len({(r.model, r.seed, r.setting.get("weights")) for r in shown}) == 1
-    marks = _marks(found)
-    columns: dict[str, dict[int, tuple[int, int]]] = {}
+    found = _with_distances(records)
+    name = _namer(of_lengths(records))
+    shown = [r for group in _by_training(found) for r in _ends(group)]
+    lows = sorted({low for r in shown for low, _, _ in r.setting["by_distance"]})
+    lines = []
     for r in shown:
-        name = f"right at {power(r.setting['length'])}" if is_one else _heading(r, marks[_way(r)])
-        columns[_unused(name, columns)] = {low: (right, of) for low, right, of in r.setting["by_distance"]}
-    lows = sorted({low for counts in columns.values() for low in counts})
-    lines = [
-        {"Distance": f"{power(low)} to {power(2 * low)}"}
-        | {
-            name: "{} of {}".format(*counts[low]) if low in counts else markdown.BLANK
-            for name, counts in columns.items()
-        }
-        for low in lows
-    ]
+        counts = {low: f"{right:,}/{of:,}" for low, right, of in r.setting["by_distance"]}
+        cells = {power(low): counts.get(low, markdown.BLANK) for low in lows}
+        lines.append(name(r) | {"Length": power(r.setting["length"])} | cells)
     return pd.DataFrame(lines)
+
+
+def _with_distances(records: Sequence[Record]) -> list[Record]:
+    return [r for r in of_lengths(records) if r.metric == SEQUENCES and r.setting["by_distance"]]
+
+
+def _by_training(found: Sequence[Record]) -> list[list[Record]]:
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for r in found:
+        groups.setdefault((*_training(r), *_way(r)), []).append(r)
+    return list(groups.values())
+
+
+def _ends(group: Sequence[Record]) -> list[Record]:
+    """The shortest length with an error and the longest; none where there is no error."""
+    wrong = [r for r in group if r.value < 1]
+    return list({r.setting["length"]: r for r in (wrong[0], group[-1])}.values()) if wrong else []
 
 
 def notes(records: Sequence[Record]) -> list[str]:
@@ -103,11 +104,25 @@ def notes(records: Sequence[Record]) -> list[str]:
     ]
     made += [f"{what} tokens at a time, with carried state." for what in _chunks(found)]
     marks = _marks(found)
+    made += _about_distances(_by_training(_with_distances(records)), marks)
     made += dict.fromkeys(f"{marks[_way(r)]} {_trained(r)}".strip() for r in found)
     rows = sorted({r.setting["published"] for r in found} - {None})
     if rows:
         made.append(f"Published: {', '.join(rows)} in the Mamba paper's Table 2 (its numbers: Table 11), % to 2^20.")
     return made
+
+
+def _about_distances(trainings: Sequence[Sequence[Record]], marks: Mapping[tuple[str, str], str]) -> Iterator[str]:
+    """What the table by distance counts, and the trainings that need no row in it."""
+    if any(map(_ends, trainings)):
+        yield (
+            "Columns 2^k: right answers of all whose query stands 2^k to 2^(k+1) tokens behind its trigger; of each "
+            "training the shortest length with an error, and the longest."
+        )
+    without = [group[0] for group in trainings if not _ends(group)]
+    if without:
+        names = dict.fromkeys(f"{r.model}, seed {r.seed} {marks[_way(r)]}".strip() for r in without)
+        yield f"Right at every length that was read, whatever the distance: {'; '.join(names)}."
 
 
 def of_lengths(records: Sequence[Record]) -> list[Record]:
@@ -137,6 +152,18 @@ def _marks(records: Sequence[Record]) -> dict[tuple[str, str], str]:
     return dict(zip(ways, marks, strict=True))
 
 
+def _namer(found: Sequence[Record]) -> Callable[[Record], dict[str, Any]]:
+    """The cells that tell trainings apart: model, seed and how it was trained, where there are several of each."""
+    several = [name for name in ("model", "seed") if len({getattr(r, name) for r in found}) > 1]
+    marks = _marks(found)
+
+    def cells(r: Record) -> dict[str, Any]:
+        mark = {"Trained": marks[_way(r)]} if any(marks.values()) else {}
+        return {name.capitalize(): getattr(r, name) for name in several} | mark
+
+    return cells
+
+
 def _numbers(r: Record) -> dict[str, Any]:
     if r.metric == LEFT_OUT:
         return dict.fromkeys(NUMBERS, markdown.BLANK) | {"Accuracy %": r.setting["why"]}
@@ -157,16 +184,6 @@ def _published(r: Record) -> str:
         return markdown.BLANK
     value = row[r.setting["length"]]
     return "out of memory" if value is None else markdown.fixed(value, 1)
-
-
-def _unused(name: str, taken: Container[str]) -> str:
-    """The name, numbered where it is taken: trainings of one model and seed may differ in anything else."""
-    numbered = (f"{name} ({i})" for i in count(2))
-    return next(n for n in chain([name], numbered) if n not in taken)
-
-
-def _heading(r: Record, mark: str) -> str:
-    return f"{r.model}, seed {r.seed}{' ' * bool(mark)}{mark}, at {power(r.setting['length'])}"
 
 
 def _distinct(records: Sequence[Record], name: str) -> list[Any]:

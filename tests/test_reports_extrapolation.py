@@ -101,14 +101,27 @@ def test_a_length_left_out_has_its_reason_and_no_number():
     }
 
 
-def test_distances_are_shown_of_lengths_with_errors_and_of_the_longest():
-    frame = extrapolation.by_distance([one(256), one(512, 200), one(1024)])
-    assert list(frame.columns) == ["Distance", "right at 2^9", "right at 2^10"]
-    assert frame.to_dict("records")[1] == {
-        "Distance": "2^8 to 2^9",
-        "right at 2^9": "100 of 156",
-        "right at 2^10": "100 of 100",
-    }
+def test_distances_are_shown_of_the_shortest_length_with_an_error_and_of_the_longest():
+    frame = extrapolation.by_distance([one(256), one(512, 200), one(1024, 50), one(2048)])
+    assert frame.to_dict("records") == [
+        {"Length": "2^9", "2^7": "100/100", "2^8": "100/156", "2^9": "—", "2^10": "—"},
+        {"Length": "2^11", "2^7": "—", "2^8": "—", "2^9": "100/100", "2^10": "156/156"},
+    ]
+
+
+def test_a_longest_length_that_is_the_only_one_with_an_error_has_one_row():
+    assert list(extrapolation.by_distance([one(256), one(512, 200)])["Length"]) == ["2^9"]
+
+
+def test_trainings_without_an_error_are_named_in_place_of_rows():
+    mixed = [*PERFECT, one(256, seed=1), one(512, 200, seed=1)]
+    assert list(extrapolation.by_distance(mixed)["Seed"]) == [1]
+    told = "- Right at every length that was read, whatever the distance: mamba, seed 0.\n"
+    assert told in extrapolation.report(mixed)
+    text = extrapolation.report(PERFECT)
+    assert told in text
+    assert "Columns" not in text
+    assert text.count("|:---") == 1
 
 
 def test_the_report_says_how_the_model_was_trained():
@@ -180,7 +193,12 @@ def test_trainings_of_one_model_and_seed_are_rows_of_their_own_with_a_mark_of_ea
         ("(2)", "2^8", "50.00"),
         ("(2)", "2^9", "25.00"),
     ]
-    assert list(extrapolation.by_distance(both).columns)[1] == "mamba, seed 0 (1), at 2^8"
+    assert extrapolation.by_distance(both)[["Trained", "Length"]].to_numpy().tolist() == [
+        ["(1)", "2^8"],
+        ["(1)", "2^9"],
+        ["(2)", "2^8"],
+        ["(2)", "2^9"],
+    ]
     told = [note for note in extrapolation.notes(both) if "trained" in note]
     assert [note[:19] for note in told] == ["(1) mamba, seed 0: ", "(2) mamba, seed 0: "]
     assert "of 32 rows" in told[1]
@@ -213,10 +231,7 @@ def test_lines_that_lie_on_each_other_differ_in_colour_mark_and_width():
     assert seeds[0].get_markersize() > seeds[1].get_markersize() > seeds[2].get_markersize()
 
 
-def test_trainings_of_one_name_and_seed_have_a_column_each():
-    table = extrapolation.by_distance([one(1024, 200, weights="a"), one(1024, 100, weights="b"), one(1024, seed=1)])
-    assert list(table.columns)[1:] == [
-        "mamba, seed 0, at 2^10",
-        "mamba, seed 0, at 2^10 (2)",
-        "mamba, seed 1, at 2^10",
-    ]
+def test_trainings_of_one_name_and_seed_have_rows_each():
+    table = extrapolation.by_distance([one(1024, 200, weights="a"), one(1024, 100, weights="b"), one(1024, 9, seed=1)])
+    rows = table[["Seed", "Length", "2^9"]].to_numpy().tolist()
+    assert rows == [[0, "2^10", "100/156"], [0, "2^10", "0/156"], [1, "2^10", "0/156"]]
