@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from multiprocessing.connection import Connection, wait
@@ -25,6 +25,7 @@ from ..reports.jsonl import read_object
 from ..tasks import memory, run_files
 from ..tasks.ablations import Cell
 from ..tasks.claim import differences
+from ..tasks.progress import now_and_then
 from ..tasks.recipes import Recipe, to_json
 from ..tasks.train import damage, train
 from .allocator import keep_freed_memory
@@ -194,23 +195,11 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _now_and_then(cell: Cell) -> Callable[[str], None]:
-    """Says how a cell stands: its latest line, once it has been at work for a while."""
-    said = time.monotonic()
-
-    def say(line: str) -> None:
-        nonlocal said
-        if time.monotonic() - said >= PATIENCE:
-            said = time.monotonic()
-            print(f"{cell}: {line}", file=sys.stderr, flush=True)
-
-    return say
-
-
 def work(job: Job, device: str) -> Outcome:
     """Train one cell in this process, on this device; whatever goes wrong is told and raises nothing."""
     begun = time.time()
     recipe = job.cell.recipe
+    say = now_and_then(lambda line: print(f"{job.cell}: {line}", file=sys.stderr, flush=True), PATIENCE)
     try:
         result = train(
             recipe,
@@ -220,7 +209,7 @@ def work(job: Job, device: str) -> Outcome:
             provenance=origin(recipe, device, job.backend),
             experiment=job.cell.experiment,
             seconds=None if job.until is None else max(0.0, job.until - begun),
-            say=_now_and_then(job.cell),
+            say=say,
         )
         state, text = ("done" if result.done else "stopped"), summary(result)
     except (ValueError, OSError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
@@ -28,6 +28,7 @@ from .batch import MOST, Task
 from .evaluate import LeftOut, Measured, evaluate, reads_in_pieces, seed_of
 from .induction_heads import InductionHeads
 from .outcome import model_name
+from .progress import Say, now_and_then
 from .recipes import Recipe, from_json, to_json
 
 EXPERIMENT = "extrapolation"
@@ -36,8 +37,6 @@ LEFT_OUT = "length left out"
 OWN = ("length", "sequences", "evaluation_seed")
 # Seconds from one line about a length at work to the next.
 PATIENCE = 10.0
-
-Say = Callable[[str], object]
 
 
 def doublings(low: int, high: int) -> tuple[int, ...]:
@@ -254,17 +253,14 @@ class _Progress:
     """Says how far a length is, every so often."""
 
     def __init__(self, length: int, tokens: int, say: Say) -> None:
-        self.length, self.tokens, self.say = length, tokens, say
+        self.length, self.tokens, self.say = length, tokens, now_and_then(say, PATIENCE)
         self.read = 0
-        self.started = self.said = time.perf_counter()
+        self.started = time.perf_counter()
 
     def __call__(self, tokens: int) -> None:
         self.read += tokens
-        now = time.perf_counter()
-        if now - self.said >= PATIENCE:
-            self.said = now
-            left = (now - self.started) * (self.tokens / self.read - 1)
-            self.say(f"length {self.length:,}: {self.read / self.tokens:.0%} read, {left:,.0f} s left")
+        left = (time.perf_counter() - self.started) * (self.tokens / self.read - 1)
+        self.say(f"length {self.length:,}: {self.read / self.tokens:.0%} read, {left:,.0f} s left")
 
 
 def _line(length: int, found: Measured | LeftOut) -> str:

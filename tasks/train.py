@@ -19,10 +19,10 @@ from ..reports.record import Record
 from . import memory, outcome, run_files
 from .accuracy import Accuracy, measure
 from .claim import claim
+from .progress import Say, now_and_then
 from .recipes import Recipe, from_json, to_json
 from .step import UNROLL, Trainee, first_not_finite, shapes, stepper
 
-Say = Callable[[str], object]
 # Seconds between two lines of progress; the log has them all.
 SAY_EVERY = 1.0
 # Of the provenance: what may differ from one process of a run to the next.
@@ -142,7 +142,7 @@ class _Run:
         self.recipe, self.folder, self.unroll, self.say = recipe, folder, unroll, say
         self.trainee = Trainee(recipe, build(recipe.model, seed=recipe.seed, backend=backend), device)
         self.step, self.log = self._resume()
-        self.said = 0.0
+        self.say_sometimes = now_and_then(say, SAY_EVERY)
         # As if one process had done all that is kept, without a pause.
         self.started = started - (self.log[-1]["seconds"] if self.log else 0.0)
 
@@ -235,9 +235,8 @@ class _Run:
         line["seconds"] = round(time.perf_counter() - self.started, 3)
         self.log.append(line)
         run_files.append_log(self.folder, line)
-        if "measured" in line or time.perf_counter() - self.said >= SAY_EVERY:
-            self.said = time.perf_counter()
-            self.say(self._progress(line, task.length))
+        say = self.say if "measured" in line else self.say_sometimes
+        say(self._progress(line, task.length))
 
     def _measure(self) -> Accuracy:
         self.trainee.model.eval()
