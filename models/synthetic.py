@@ -55,7 +55,7 @@ _NOTES = {
     "h3": "d_state is not stated; 32 comes nearest to the paper's count.",
     "hyena": (
         "The paper's 69M are nearly all learnable encodings (2 layers of 2^20 positions of 33 numbers are 69.2M); "
-        "ours are computed, not learnt."
+        "ours are computed, not learnt, and its filters are laid out for as many positions."
     ),
     "mamba": "dt_rank 16 and an untied head, which give the paper's 74K; the released default of 4 gives 67,520.",
 }
@@ -76,7 +76,7 @@ SYNTHETIC: Mapping[str, SyntheticModel] = MappingProxyType(
             _induction_heads("mha-rope", "MHA-RoPE", "137K", _ROTATED, "attention", positions="rotary"),
             _induction_heads("mha-xpos", "MHA-xPos", "137K", _ROTATED, "attention", positions="xpos"),
             _induction_heads("h3", "H3", "153K", _NOTES["h3"], "h3-s4", d_state=32),
-            _induction_heads("hyena", "Hyena", "69M", _NOTES["hyena"], "h3-hyena"),
+            _induction_heads("hyena", "Hyena", "69M", _NOTES["hyena"], "h3-hyena", filter_length=2**20),
             SyntheticModel(
                 name="mamba",
                 table="table2",

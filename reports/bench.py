@@ -94,12 +94,26 @@ def notes(records: Sequence[Record], ours: str = OURS) -> list[str]:
     copies = [f"{place(r)} {markdown.significant(r.setting['bytes_ms'])} ms" for r in _with(records, "bytes_ms")]
     if copies:
         made.append(f"Moving the bytes alone, each once, as a copy does: {'; '.join(copies)}.")
-    made += [f"{place(r)}: {r.setting['what']}." for r in _with(records, "what")]
+    made += _what_it_is(records, place)
     made += [f"{r.model}: {r.setting['timed']}." for r in {r.model: r for r in _with(records, "timed")}.values()]
     made += [f"Inputs: {what}." for what in _distinct(records, "inputs_are")]
     if errors := _largest_errors(records):
         made.append(f"Checked before it was timed; largest relative error against float64: {', '.join(errors)}.")
     return made + _left_out(records, place)
+
+
+def _what_it_is(records: Sequence[Record], place: Callable[[Record], str]) -> list[str]:
+    """What each measure is: of its name alone, where it is the same wherever that name stands."""
+    told = _with(records, "what")
+    by_metric = {metric: [r for r in told if r.metric == metric] for metric in dict.fromkeys(r.metric for r in told)}
+    made = []
+    for metric, group in by_metric.items():
+        texts = _distinct(group, "what")
+        if len(texts) == 1 and len(group) > 1:
+            made.append(f"{metric.rsplit(' ', 1)[0]}: {texts[0]}.")
+        else:
+            made += [f"{place(r)}: {r.setting['what']}." for r in group]
+    return made
 
 
 def _left_out(records: Sequence[Record], place: Callable[[Record], str]) -> list[str]:
