@@ -176,7 +176,7 @@ def _how(status: int) -> str:
 def _serve(pipe: Connection, threads: int, device: str) -> None:
     # Whoever sent Ctrl-C reached the first process too, which ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     keep_freed_memory()
     torch.set_num_threads(threads)
     while True:
@@ -187,7 +187,8 @@ def _serve(pipe: Connection, threads: int, device: str) -> None:
             torch.cuda.empty_cache()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Wait for the process that started this one to end, and end this one."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

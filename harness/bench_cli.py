@@ -129,14 +129,20 @@ def bench_model(device: str, cases: tuple[str, ...], peer_seconds: float, out: s
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting of each; may be repeated.")
 @click.option("--device", help="cpu, cuda or cuda:N; default: cuda where there is one.")
 @click.option("--peers", is_flag=True, help="Also mamba_ssm's own model; the table says why where it is left out.")
+@click.option("--at-once", metavar="N,N", help="Also so many trainings at once, such as 1,4,10: the steps of all.")
 @click.option("--repeats", type=int, help="Rounds of measurement; default: 3 or more, until the medians settle.")
 @click.option("--out", default="runs/bench-train", show_default=True, metavar="DIR")
 def bench_train(
-    recipes: tuple[str, ...], assignments: tuple[str, ...], device: str | None, out: str, **options: Any
+    recipes: tuple[str, ...],
+    assignments: tuple[str, ...],
+    device: str | None,
+    at_once: str | None,
+    out: str,
+    **options: Any,
 ) -> None:
     """Steps a second of RECIPEs as `train` takes them; default: induction-heads and selective-copying."""
     from ..tasks.recipes import recipe
-    from . import bench, bench_train
+    from . import bench, bench_train, bench_train_shared
     from .assignments import assigned, split
     from .devices import resolve_device
     from .store import check_folder
@@ -145,7 +151,12 @@ def bench_train(
     chosen = tuple(
         (name, assigned(recipe(name), values)) for name in recipes or ("induction-heads", "selective-copying")
     )
-    settings = bench_train.Settings(recipes=chosen, device=resolve_device(device), **options)
+    settings = bench_train.Settings(
+        recipes=chosen,
+        device=resolve_device(device),
+        at_once=() if at_once is None else bench_train_shared.numbers(at_once),
+        **options,
+    )
     check_folder(out)
     records = bench_train.run(settings, command=command_line(), say=lambda line: click.echo(line, err=True))
     click.echo(bench.write(Path(out), "Training steps", records))

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from ..ext import backends
 from ..models import build
-from ..models.building import Model
 from ..reports.record import Record
 from ..tasks.recipes import Recipe, to_json
-from ..tasks.step import Trainee, matrix_products, stepper
-from . import bench
+from . import bench, bench_train_shared
 from .bench import OURS, LeftOut, RedCheck, Times
 from .bench_peers import Peer
+from .bench_train_loop import METRIC, STEPS, Loop, ended, in_calls
 from .bench_train_peers import MAMBA_SSM, PLAIN
 from .provenance import provenance
 
-STEPS = 10  # of a call, and of one CUDA graph
-METRIC = "training steps/s"
 WHAT = "data, forward, cross-entropy at the answers, backward, and torch's fused AdamW, on every side"
 # Largest difference of the losses of the first steps, where rounding may differ.
 TOLERANCES = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 3e-2}
@@ -30,11 +27,15 @@ TOLERANCES = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 3e-2}
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is measured: each recipe as it is trained, on `device`; `repeats` rounds, None adapts, at least 3."""
+    """What is measured: each recipe as it is trained, on `device`; `repeats` rounds, None adapts, at least 3.
+
+    at_once   and so many of it at the same time, for each number
+    """
 
     recipes: tuple[tuple[str, Recipe], ...]
     device: str = "cpu"
     peers: bool = False
+    at_once: tuple[int, ...] = ()
     repeats: int | None = None
     call_seconds: float = 60.0
 
@@ -52,20 +53,21 @@ def run(settings: Settings, *, command: str = "", say: Callable[[str], object] =
         measured = measure(name, recipe, settings)
         say(measured.line())
         backend = backends.pick(settings.device, None, recipe.model.is_complex).name
-        records += measured.records(
-            provenance(
-                backend=backend, kernel=backends.kernel_digest(backend), device=settings.device, dtype=recipe.matmul,
-                command=command,
-            )
+        origin = provenance(
+            backend=backend, kernel=backends.kernel_digest(backend), device=settings.device, dtype=recipe.matmul,
+            command=command,
         )  # fmt: skip
+        records += measured.records(origin)
+        for count in settings.at_once:
+            shared = bench_train_shared.measure(measured.shape(), recipe, settings.device, count, origin)
+            say(f"{shared.task} {recipe.matmul}: {shared.value:,.4g} steps/s")
+            records.append(shared)
     return records
 
 
 def measure(name: str, recipe: Recipe, settings: Settings) -> Measured:
     """One recipe: checks first, then every candidate in turn."""
-    device = torch.device(settings.device)
-    every = dict.fromkeys(("log_every", "evaluate_every", "checkpoint_every"), STEPS)
-    short = replace(recipe, curriculum=(), steps=-(-recipe.steps // STEPS) * STEPS, **every)
+    device, short = torch.device(settings.device), in_calls(recipe)
     us = Loop(short, build(short.model, seed=short.seed), device)
     wanted = us.plainly()
     # Without graphs there is nothing that the plain loop would be beside.
@@ -85,7 +87,7 @@ def measure(name: str, recipe: Recipe, settings: Settings) -> Measured:
         errors=errors,
         absent=absent | left_out,
         times=bench.interleave(
-            {candidate: _ended(call, device) for candidate, call in calls.items()}, repeats=settings.repeats
+            {candidate: ended(call, device) for candidate, call in calls.items()}, repeats=settings.repeats
         ),
     )
 
@@ -102,53 +104,6 @@ def _loops(rows: Iterable[Peer], recipe: Recipe, device: torch.device) -> tuple[
         except LeftOut as why:
             absent[row.name] = str(why)
     return loops, absent
-
-
-def _ended(call: bench.Call, device: torch.device) -> bench.Call:
-    """The call, to the end of what it gives the device to do."""
-
-    def ended() -> None:
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    return ended
-
-
-class Loop:
-    """A model at training: the same rows, loss and optimiser whosever it is."""
-
-    def __init__(self, recipe: Recipe, model: Model, device: torch.device) -> None:
-        self.recipe = recipe
-        self.trainee = Trainee(recipe, model, device)
-        self.begun = {name: tensor.clone() for name, tensor in self.trainee.tensors().items()}
-
-    def plain_steps(self) -> None:
-        """STEPS steps, each of them launched from Python."""
-        with matrix_products(self.recipe.matmul):
-            for _ in range(STEPS):
-                self.trainee.advance(self.recipe.task)
-
-    @cached_property
-    def graphs(self) -> bench.Call:
-        """STEPS steps as the trainer takes them, captured once."""
-        return partial(stepper(self.trainee, self.recipe.task, STEPS), STEPS)
-
-    def plainly(self) -> dict[str, torch.Tensor]:
-        """The tensors after `plain_steps`, and what was seen of them; then it begins anew."""
-        self.plain_steps()
-        return self._taken_back()
-
-    def in_graphs(self) -> dict[str, torch.Tensor]:
-        """The same of `graphs`."""
-        self.graphs()
-        return self._taken_back()
-
-    def _taken_back(self) -> dict[str, torch.Tensor]:
-        found = {**self.trainee.tensors(), "seen": self.trainee.seen}
-        found = {name: tensor.clone() for name, tensor in found.items()}
-        self.trainee.restore(self.begun)
-        return found
 
 
 def check(name: str, loop: Loop, wanted: dict[str, torch.Tensor]) -> float:

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from command import mambalab, refused
-from mambalab.harness import bench_train
+from mambalab.harness import bench_train, bench_train_shared
 from mambalab.harness.bench import OURS, RedCheck
 from mambalab.harness.bench_peers import Peer
-from mambalab.harness.bench_train import METRIC, STEPS, Loop, Settings, check, measure, run
+from mambalab.harness.bench_train import Settings, check, measure, run
+from mambalab.harness.bench_train_loop import METRIC, STEPS, Loop
 from mambalab.models import build
 from mambalab.reports.tables import report
 from mambalab.tasks.recipes import recipe, with_model
@@ -72,6 +73,27 @@ def test_mamba_ssm_has_no_part_in_a_row_that_it_has_no_model_for(monkeypatch):
     assert found.absent.keys() == {"mamba_ssm"}
 
 
+def test_trainings_at_once_are_counted_together(monkeypatch):
+    monkeypatch.setattr(bench_train_shared, "SECONDS", 0.2)
+    found = run(Settings(recipes=(("induction-heads", SHORT),), at_once=(2,)))
+    mine, shared = found
+    assert shared.task == f"{mine.task}, 2 at once"
+    assert (shared.metric, shared.n, shared.setting["at_once"]) == (METRIC, bench_train_shared.ROUNDS, 2)
+    assert 0 < shared.value <= shared.setting["best"]
+
+
+def test_a_training_that_can_not_begin_beside_others_ends_the_bench():
+    with pytest.raises(RedCheck, match="1 at once: a process ended"):
+        bench_train_shared.steps_per_second(SHORT, "cuda:77", 1)
+
+
+def test_a_service_for_several_processes_is_looked_for_where_they_would(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    assert not bench_train_shared.under_mps()
+    (tmp_path / "control").touch()
+    assert bench_train_shared.under_mps()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("matmul", ["float32", "tf32", "bfloat16"])
 def test_graphs_and_plain_steps_make_the_same_bits_on_a_gpu(matmul):
@@ -98,6 +120,7 @@ def test_the_command_writes_records_and_a_table(tmp_path):
         (["induction-head"], "unknown task 'induction-head'; nearest: induction-heads"),
         (["induction-heads", "--repeats", 2], "repeats must be at least 3, not 2"),
         (["induction-heads", "--set", "step=1"], "nearest: steps"),
+        (["induction-heads", "--at-once", "1,x"], "--at-once takes numbers from 1 to 64 such as 1,4,10, not '1,x'"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, arguments, says):
