@@ -1,105 +1,12 @@
-"""What is special to the CPU kernels: arithmetic, bits, memory, threads and compilation."""
+"""What is special to the scan's CPU kernels: pieces of long sequences, numbers at the edges, digits and memory."""
 
-import inspect
-import os
-import platform
-import re
-import subprocess
-import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
-from ext_cases import assert_same, expected_scan, in_double, scan_case, scan_with, threads
+from cpu_cases import run_python, scan
+from ext_cases import assert_same, expected_scan, in_double, scan_case, threads
 
 pytest.importorskip("numba", reason="the CPU kernels are compiled by Numba")
-from mambalab.ext import cpu, cpu_compile, cpu_kernels, cpu_pieces, cpu_threads, lane_math, lanes
-from numba import njit
-
-scan = scan_with("cpu")
-
-
-@pytest.fixture(scope="module")
-def lanewise():
-    """A function that applies one of the lanes' functions, by its place in the list, to a vector of numbers."""
-
-    @njit(error_model="numpy")
-    def apply(which, numbers, results):
-        for i in range(0, numbers.size, lanes.width(numbers)):
-            x = lanes.load(numbers, i)
-            if which == 0:
-                y = lane_math.exp(x)
-            elif which == 1:
-                y = lane_math.softplus(x)
-            elif which == 2:
-                y = lane_math.sigmoid(x)
-            elif which == 3:
-                y = lane_math.phi(x)
-            elif which == 4:
-                y = lane_math.phi_slope(x)
-            else:
-                y = lane_math.decay(lanes.fill(numbers, 3.0), x)
-            lanes.store(results, i, y)
-
-    def call(which, numbers):
-        padded = np.resize(numbers, -(-numbers.size // lanes.WIDTH) * lanes.WIDTH)
-        results = np.empty_like(padded)
-        apply(which, padded, results)
-        return results[: numbers.size]
-
-    call.compiled = apply
-    return call
-
-
-def phi(x):
-    return np.where(x == 0, 1, np.expm1(x) / np.where(x == 0, 1, x))
-
-
-def phi_slope(x):
-    # Where the quotient would lose digits, the integral of t e^(xt) over [0, 1], by Gauss's rule.
-    nodes, weights = np.polynomial.legendre.leggauss(12)
-    t = (nodes + 1) / 2
-    integral = (weights / 2 * t * np.exp(np.multiply.outer(np.clip(x, -2, 2), t))).sum(-1)
-    return np.where(abs(x) < 2, integral, (np.exp(x) - phi(x)) / np.where(x == 0, 1, x))
-
-
-FUNCTIONS = {
-    "exp": (np.exp, 3),
-    "softplus": (lambda x: np.logaddexp(0, x), 3),
-    "sigmoid": (lambda x: 1 / (1 + np.exp(-x)), 3),
-    "phi": (phi, 4),
-    "phi_slope": (phi_slope, 8),
-}
-
-
-@pytest.mark.parametrize("which", range(len(FUNCTIONS)), ids=FUNCTIONS.keys())
-@pytest.mark.parametrize("reach", [85, 3, 1e-3], ids=lambda reach: f"|x|<{reach}")
-def test_lanes_are_right_to_a_few_units_in_the_last_place(lanewise, which, reach):
-    exact, ulps = list(FUNCTIONS.values())[which]
-    numbers = np.linspace(-reach, reach, 20001, dtype=np.float32)
-    expected = exact(numbers.astype(np.float64))
-    error = abs(lanewise(which, numbers) - expected) / expected
-    assert error.max() <= ulps * np.finfo(np.float32).eps
-
-
-@pytest.mark.parametrize("reach", [28, 1, 1e-3], ids=lambda reach: f"|a|<{reach}")
-def test_a_decay_is_as_exact_as_a_rounded_rate_lets_it_be(lanewise, reach):
-    a = np.linspace(-reach, reach, 20001, dtype=np.float32)
-    rate = 3 * a.astype(np.float64)
-    error = abs(lanewise(len(FUNCTIONS), a) - np.exp(rate)) / np.exp(rate)
-    assert (error <= (2 + abs(rate)) * np.finfo(np.float32).eps).all()
-    np.testing.assert_array_equal(lanewise(len(FUNCTIONS), np.array([-30, -1e5, np.nan], np.float32)), [0, 0, np.nan])
-
-
-def test_lanes_keep_infinity_zero_and_nan(lanewise):
-    numbers = np.array([0, -0.0, -1e-30, 88.5, 1e30, np.inf, -104, -1e30, -np.inf, np.nan], np.float32)
-    powers, softplus = lanewise(0, numbers), lanewise(1, numbers)
-    np.testing.assert_array_equal(powers, np.array([1, 1, 1, np.inf, np.inf, np.inf, 0, 0, 0, np.nan], np.float32))
-    np.testing.assert_array_equal(softplus[[3, 4, 5, 6, 7, 8, 9]], [88.5, numbers[4], np.inf, 0, 0, 0, np.nan])
+from mambalab.ext import cpu_pieces
 
 
 def test_softplus_and_its_slope_are_torchs_about_the_threshold():
@@ -112,39 +19,6 @@ def test_softplus_and_its_slope_are_torchs_about_the_threshold():
     torch.nn.functional.softplus(leaf).cumsum(1).sum().backward()
     torch.testing.assert_close(y, torch.nn.functional.softplus(x).cumsum(1), rtol=1e-15, atol=0)
     torch.testing.assert_close(raw.grad, leaf.grad, rtol=1e-15, atol=0)
-
-
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="it reads x86 instructions")
-def test_the_exponential_is_vector_code(lanewise):
-    lanewise(0, np.zeros(1, np.float32))
-    assembly = "\n".join(lanewise.compiled.inspect_asm().values())
-    assert "mulps" in assembly or "fmadd" in assembly
-    assert "expf" not in assembly
-
-
-SHAPES: dict[str, dict[str, Any]] = {
-    "one tile": {"b": 1, "length": 70, "d": 19, "n": 16},
-    "many tiles": {"b": 3, "length": 130, "d": 130, "n": 8},
-    "packed": {"b": 1, "length": 150, "d": 130, "n": 16, "bounds": (0, 1, 1, 40, 104, 150)},
-    "static": {"b": 5, "length": 90, "d": 70, "n": 16, "selective": "Δ"},
-    "zoh": {"b": 2, "length": 90, "d": 70, "n": 16, "discretisation": "zoh"},
-    "float64": {"b": 2, "length": 90, "d": 70, "n": 16, "dtype": torch.float64},
-    "complex": {"b": 2, "length": 90, "d": 70, "n": 4, "complex_names": ("A", "B", "C")},
-}
-
-
-# More than one share of work.
-LARGE: dict[str, Any] = {"b": 1, "length": 1000, "d": 130, "n": 16}
-
-
-@pytest.mark.parametrize("shape", [*SHAPES.values(), LARGE], ids=[*SHAPES.keys(), "large"])
-def test_the_number_of_threads_and_the_run_change_no_bit(shape):
-    case, results = scan_case(**shape), []
-    for count in (1, 2, 2):
-        with threads(count):
-            results.append(case.run(scan))
-    for other in results[1:]:
-        assert all(torch.equal(tensor, other[name]) for name, tensor in results[0].items())
 
 
 @pytest.mark.parametrize("complex_names", [(), ("A",)], ids=["real", "complex"])
@@ -285,14 +159,6 @@ def test_zoh_keeps_its_digits_where_a_hardly_decays(A, complex_names):
         assert (in_double(tensor) - expected[name]).norm() <= 1e-12 * expected[name].norm(), name
 
 
-def run_python(code: str) -> subprocess.CompletedProcess[str]:
-    """A program of its own, for what can happen once in a process."""
-    # A tree that is not installed is found through the path of this process.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", inspect.cleandoc(code)]
-    return subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=600)
-
-
 def test_memory_does_not_grow_with_length_times_state():
     done = run_python("""
         import resource, torch
@@ -311,108 +177,3 @@ def test_memory_does_not_grow_with_length_times_state():
     # u is 16 MiB, a state at each step would be 256 MiB.
     assert forward < 24
     assert backward < 64
-
-
-def test_no_call_compiles_more_than_six_signatures():
-    for shape in SHAPES.values():
-        scan_case(**shape).run(scan)
-    kernels: Any = cpu_kernels.scan_forward, cpu_kernels.scan_backward
-    assert sum(len(kernel.signatures) for kernel in kernels) <= 6
-    assert not any(kernel._can_compile for kernel in kernels)
-
-
-def test_every_file_with_a_kernel_or_a_piece_of_one_keys_the_cache():
-    folder = Path(cpu_compile.__file__).parent
-    pieces = re.compile(r"^@(njit|kernel|inline|intrinsic|register_jitable|overload)", re.MULTILINE)
-    compiled = {file.name for file in folder.glob("*.py") if pieces.search(file.read_text("utf-8"))}
-    assert compiled == set(cpu_compile.SOURCES)
-
-
-def test_the_cache_is_keyed_by_all_sources(monkeypatch):
-    kernel: Any = cpu_kernels.scan_forward
-    cache, codegen = cpu_compile._Cache(kernel.py_func), kernel.targetctx.codegen()
-    before = cache._index_key((), codegen)
-    monkeypatch.setattr(cpu_compile, "_sources", lambda: "another digest")
-    assert cache._index_key((), codegen) != before
-
-
-def test_kernels_compile_without_a_cache_where_no_folder_can_be_written(monkeypatch, caplog):
-    def refuse(function):
-        raise RuntimeError("cannot cache: no locator available")
-
-    monkeypatch.setattr(cpu_compile, "_Cache", refuse)
-    kernel: Any = njit(cpu_kernels.scan_forward.py_func)
-    with caplog.at_level("INFO", "mambalab.ext"):
-        cpu_compile._keep_on_disk(kernel)
-    assert kernel._cache.cache_path is None
-    assert ["compiling" in text or "cannot cache" in text for text in caplog.messages] == [True, True]
-
-
-def test_a_miss_of_the_cache_says_that_it_compiles(monkeypatch, caplog):
-    monkeypatch.setattr(cpu_compile, "_sources", lambda: "another digest")
-    kernel = cpu_kernels.scan_forward
-    signature = cpu_compile._signature(cpu._FORWARD, torch.float32)
-    assert cpu_compile._Cache(kernel.py_func).load_overload(signature, kernel.targetctx) is None
-    assert "compiling a CPU kernel" in caplog.text
-
-
-def test_work_is_shared_out_once_and_on_several_threads():
-    seen, meet = [], threading.Barrier(2, timeout=60)
-
-    def work(first, last):
-        seen.append((first, last, threading.get_ident()))
-        meet.wait()
-
-    with threads(2):
-        cpu_threads.share_out(work, 5, 2)
-    assert sorted(share[:2] for share in seen) == [(0, 2), (2, 5)]
-    assert len({share[2] for share in seen}) == 2
-
-
-def test_what_a_share_raises_comes_back():
-    def work(first, last):
-        if first == 3:
-            raise MemoryError(f"{first} {last}")
-
-    with threads(2), pytest.raises(MemoryError, match="3 4"):
-        cpu_threads.share_out(work, 4, 4)
-
-
-def test_threads_of_python_stand_in_where_openmp_is_missing(monkeypatch):
-    case = scan_case(**LARGE)
-    expected = scan(**case.tensors, **case.options)
-    monkeypatch.setattr(cpu_threads, "_openmp", lambda: None)
-    with threads(2):
-        assert all(map(torch.equal, scan(**case.tensors, **case.options), expected))
-
-
-def test_several_threads_may_scan_at_once():
-    case = scan_case(**LARGE)
-    expected = scan(**case.tensors, **case.options)
-    with ThreadPoolExecutor(3) as pool:
-        for results in pool.map(lambda _: scan(**case.tensors, **case.options), range(6)):
-            assert all(map(torch.equal, results, expected))
-
-
-def test_a_forked_child_gets_one_line_and_the_cure():
-    done = run_python("""
-        import os, torch
-        from mambalab.ext import cpu
-        torch.set_num_threads(2)
-        x = torch.ones(1, 2048, 64)
-        given = x, x, -torch.ones(64, 16), torch.ones(64, 16), torch.ones(64, 16), *[None] * 5, False, "euler"
-        y, _ = cpu.scan_forward(*given)
-        child = os.fork()
-        if child == 0:
-            try:
-                cpu.scan_forward(*given)
-            except RuntimeError as error:
-                print(error, flush=True)
-            torch.set_num_threads(1)
-            os._exit(7 if torch.equal(cpu.scan_forward(*given)[0], y) else 1)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-        """)
-    message, status = done.stdout.splitlines()
-    assert "forked" in message
-    assert "'spawn'" in message
-    assert status == "7"
