@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import re
@@ -120,3 +122,7 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> Path:
 def narrow(text: str) -> str:
     """Markdown without what only aligns the columns of its tables."""
     return re.sub(r"-{3,}", "-", re.sub(r" {2,}", " ", text))
+
+
+def csv_rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))

@@ -1,28 +1,21 @@
-"""Tables are pure functions of records: ours beside the published number, with every reservation said."""
+"""Tables of tasks are pure functions of records: ours beside the published number, with every reservation said."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from typing import Any
 
 import pytest
-from mambalab.reports import bench, markdown, record, zero_shot
+from mambalab.reports import markdown, record, zero_shot
 from mambalab.reports.published import COLUMNS
 from mambalab.reports.runs import load_run, load_runs
-from mambalab.reports.tables import bench_table, plain_table, report, zero_shot_long, zero_shot_table
-from reports_cases import PROVENANCE, SIX, some_record, write_run
+from mambalab.reports.tables import report, zero_shot_long, zero_shot_table
+from reports_cases import PROVENANCE, SIX, csv_rows, some_record, write_run
 
 FULL = {column.task: column.documents for column in COLUMNS}
 
 
 def _published_checkpoint(source, **more):
     return {**PROVENANCE, "checkpoint": {"source": source, "digest": "ffee", "layout": "hf", **more}}
-
-
-def _rows(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(text)))
 
 
 def _exact(tmp_path, model, values, n=None, name="exact", **changes):
@@ -152,7 +145,7 @@ def test_other_tasks_stand_in_the_details_only(tmp_path):
     made = report([tmp_path])
     assert "boolq" not in made.table
     assert "| boolq" in made.markdown
-    assert {row["task"] for row in _rows(made.csv)} == {*SIX, "boolq", zero_shot.AVERAGE}
+    assert {row["task"] for row in csv_rows(made.csv)} == {*SIX, "boolq", zero_shot.AVERAGE}
 
 
 def test_a_run_of_other_tasks_only_is_still_a_table(tmp_path):
@@ -162,7 +155,7 @@ def test_a_run_of_other_tasks_only_is_still_a_table(tmp_path):
 
 def test_the_csv_holds_every_digit_and_empty_cells(tmp_path):
     path = write_run(tmp_path / "r", "mine", tasks=("winogrande",))
-    (row,) = _rows(report([path]).csv)
+    (row,) = csv_rows(report([path]).csv)
     (made,) = load_run(path).records
     assert float(row["ours"]) == made.value * 100
     assert made.stderr is not None
@@ -201,7 +194,7 @@ def test_two_models_are_compared_and_the_rest_only_on_demand(tmp_path):
     assert "against" not in report(paths).markdown
     made = report(paths, pairs=[("mamba-370m", "pythia-160m"), ("mamba-130m", "mamba-370m")])
     assert "## mamba-370m against pythia-160m" in made.markdown
-    assert {(row["first"], row["second"]) for row in _rows(made.paired_csv)} == {
+    assert {(row["first"], row["second"]) for row in csv_rows(made.paired_csv)} == {
         ("mamba-370m", "pythia-160m"),
         ("mamba-130m", "mamba-370m"),
     }
@@ -210,7 +203,7 @@ def test_two_models_are_compared_and_the_rest_only_on_demand(tmp_path):
 def test_a_paired_table_gives_both_models_their_difference_and_its_p(tmp_path):
     paths = [write_run(tmp_path / name, name, seed=i) for i, name in enumerate(("mamba-130m", "pythia-160m"))]
     made = report(paths)
-    rows = {(row["task"], row["metric"]): row for row in _rows(made.paired_csv)}
+    rows = {(row["task"], row["metric"]): row for row in csv_rows(made.paired_csv)}
     for run in map(load_run, paths):
         own = {(r.task, r.metric): r.value for r in run.records}
         side = "a" if run.model == "mamba-130m" else "b"
@@ -260,73 +253,6 @@ def test_bars_and_line_breaks_in_names_stay_in_their_cell(tmp_path):
     body = text.split("\n\n")[0].splitlines()
     assert len(body) == 3
     assert "a\\|b c" in body[2]
-
-
-SPEEDS = {"mambalab": 2.0, "transformers": 30.0, "mambapy": 12.0}
-
-
-def _speeds(metric: str = "forward ms", floor: float | None = 0.5, **changes: Any):
-    setting = {"dtype": "float32", "floor": floor}
-    fields = {"experiment": "bench-scan", "task": "1 x 128 x 4096 x 16", "metric": metric, "stderr": None, "n": 5}
-    return [some_record(model=m, value=v, setting=setting, **{**fields, **changes}) for m, v in SPEEDS.items()]
-
-
-def test_a_speed_stands_beside_each_peers_and_the_floor():
-    (row,) = bench_table(_speeds()).to_dict("records")
-    assert row == {
-        "Shape": "1 x 128 x 4096 x 16",
-        "dtype": "float32",
-        "Measure": "forward ms",
-        "mambalab": "2.00",
-        "mambapy": "12.0",
-        "transformers": "30.0",
-        "× mambapy": "6.00×",
-        "× transformers": "15.0×",
-        "Floor": "0.500",
-        "× floor": "4.00×",
-    }
-
-
-def test_for_a_rate_more_is_better_and_the_floor_is_a_ceiling():
-    (row,) = bench_table(_speeds(metric="decode requests/s", floor=10.0)).to_dict("records")
-    assert (row["× transformers"], row["× floor"]) == ("0.0667×", "5.00×")
-
-
-def test_a_peer_that_did_not_run_and_a_floor_that_is_not_known_stay_blank():
-    whole, partial = _speeds(), _speeds(task="other", floor=None)[:1]
-    last = bench_table(whole + partial).to_dict("records")[1]
-    assert [last[name] for name in ("mambapy", "× mambapy", "Floor", "× floor")] == [markdown.BLANK] * 4
-    assert "Floor" not in bench_table(partial).columns
-
-
-def test_numbers_of_two_machines_share_no_row():
-    here, there = _speeds()[:1], _speeds(provenance={**PROVENANCE, "cpu": "another CPU"})[1:]
-    frame = bench_table(here + there)
-    assert list(frame["Machine"]) == ["cpu, a CPU, 2 threads", "cpu, another CPU, 2 threads"]
-    assert frame["× transformers"].tolist() == [markdown.BLANK] * 2
-
-
-def test_a_speed_measured_twice_or_in_no_unit_is_refused():
-    with pytest.raises(ValueError, match="two records of mambalab for 1 x 128 x 4096 x 16, float32, forward ms"):
-        bench_table(_speeds() * 2)
-    with pytest.raises(ValueError, match="metric 'forward' names no unit"):
-        bench_table(_speeds(metric="forward"))
-
-
-def test_speeds_and_other_experiments_are_reported_from_one_file(tmp_path):
-    found = {"outside": 0, "ties": 3}
-    counts = [some_record(experiment="memory", metric=m, value=v, stderr=None) for m, v in found.items()]
-    record.write(tmp_path / "records.jsonl", [*_speeds(), *counts])
-    made = report([tmp_path])
-    assert [line for line in made.markdown.splitlines() if line.startswith("## ")] == [
-        "## Speed: scan",
-        "## Memory",
-        "## What ran",
-    ]
-    (row,) = plain_table(counts).to_dict("records")
-    assert (row["outside"], row["ties"], row["Setting"]) == ("0", "3", "num_fewshot=0")
-    assert len(_rows(made.csv)) == 5
-    assert bench.notes(_speeds())[1].startswith("× floor")
 
 
 @pytest.mark.parametrize(
