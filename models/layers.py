@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Inexact, Int64
 from torch import Generator, Tensor, nn
 
 from ..ext import rms_norm
@@ -123,6 +123,23 @@ class KeepsFloat32(nn.Module):
             return tensor.to(out.device, torch.float32) if id(tensor) in kept and out.itemsize < 4 else out
 
         return super()._apply(convert, recurse)
+
+
+class DiagonalState(nn.Module):
+    """A state space whose state matrix is diagonal: -exp(A_log), and i A_imag where there is one."""
+
+    A_log: nn.Parameter
+    A_imag: nn.Parameter | None
+
+    @property
+    def A(self) -> Inexact[Tensor, "d n"]:
+        """The diagonal of the state matrix, its real part negative by construction."""
+        decay = -torch.exp(self.A_log)
+        return decay if self.A_imag is None else torch.complex(decay, self.A_imag)
+
+    def empty_state(self, batch: int) -> Inexact[Tensor, "b d n"]:
+        """The state of `batch` rows that have read nothing."""
+        return self.A.detach().new_zeros(batch, *self.A_log.shape)
 
 
 class DeltaProjection(KeepsFloat32, nn.Linear):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -12,7 +11,15 @@ from jaxtyping import Float, Inexact, Int32, Int64
 from torch import Generator, Tensor, nn
 
 from ..ext import causal_conv1d, step_
-from .layers import DeltaProjection, Embedding, HalvedLinear, RMSNorm, initialise_by_fan_in, widened
+from .layers import (
+    DeltaProjection,
+    Embedding,
+    HalvedLinear,
+    RMSNorm,
+    initialise_by_fan_in,
+    initialise_residual,
+    widened,
+)
 from .registry import MambaConfig
 from .s6 import SelectiveSSM
 
@@ -35,6 +42,14 @@ class State:
             tuple(state.index_select(0, where) for state in self.scan),
         )
 
+    def check(self, rows: int, layers: int) -> None:
+        """ValueError unless it is of so many rows, in a model of so many layers."""
+        if len(self) != rows or len(self.scan) != layers:
+            raise ValueError(
+                f"the state has {len(self)} rows of {len(self.scan)} layers, "
+                f"where the input has {rows} and the model {layers}"
+            )
+
     def __len__(self) -> int:
         return self.scan[0].shape[0]
 
@@ -53,13 +68,12 @@ class MambaMixer(SelectiveSSM):
     @torch.no_grad()
     def initialise(self, config: MambaConfig, generator: Generator) -> None:
         """Linear maps by their fan-in, out_proj over sqrt(n_layer): one residual branch a layer; then the SSM."""
-        for module in (self.in_proj, self.conv1d, self.x_proj, self.out_proj):
+        for module in (self.in_proj, self.conv1d, self.x_proj):
             if module is not None:
                 initialise_by_fan_in(module, generator)
-        for linear in (self.in_proj, self.out_proj):
-            if linear.bias is not None:
-                linear.bias.zero_()
-        self.out_proj.weight.div_(math.sqrt(config.n_layer))
+        if self.in_proj.bias is not None:
+            self.in_proj.bias.zero_()
+        initialise_residual(self.out_proj, config.n_layer, generator)
         self.initialise_ssm(generator)
 
     def forward(
@@ -192,7 +206,8 @@ class Mamba(nn.Module):
         `state` is where the rows start from, and is left as it is. `logits_at` are flat positions in
         `tokens.reshape(-1)`: only their logits are computed, (p v); None computes all.
         """
-        self._require_rows(state, len(tokens) if cu_seqlens is None else len(cu_seqlens) - 1)
+        if state is not None:
+            state.check(len(tokens) if cu_seqlens is None else len(cu_seqlens) - 1, self.config.n_layer)
         residual = self._embed(tokens)
         conv, scan = [], []
         for i, block in enumerate(self.layers):
@@ -207,7 +222,7 @@ class Mamba(nn.Module):
     @torch.no_grad()
     def step(self, tokens: Int64[Tensor, " b"], state: State) -> Float[Tensor, "b v"]:
         """Logits after one more token a row; `state` is advanced in place. Takes no gradient."""
-        self._require_rows(state, len(tokens))
+        state.check(len(tokens), self.config.n_layer)
         residual = self._embed(tokens)
         for block, conv, scan in zip(self.layers, state.conv, state.scan, strict=True):
             residual = block.step(residual, conv, scan, self.backend)
@@ -229,13 +244,6 @@ class Mamba(nn.Module):
     def _embed(self, tokens: Tensor) -> Tensor:
         embedded = self.backbone.embedding(tokens)
         return embedded.to(widened(embedded.dtype))
-
-    def _require_rows(self, state: State | None, rows: int) -> None:
-        if state is not None and (len(state) != rows or len(state.scan) != self.config.n_layer):
-            raise ValueError(
-                f"the state has {len(state)} rows of {len(state.scan)} layers, "
-                f"where the input has {rows} and the model {self.config.n_layer}"
-            )
 
     def tie_weights(self) -> None:
         """Make the head the embedding, where the config ties them."""

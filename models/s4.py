@@ -10,13 +10,13 @@ from torch import Generator, Tensor, nn
 
 from ..ext.reference import phi
 from .architectures import SequenceConfig
-from .layers import widened
+from .layers import DiagonalState, widened
 from .long_conv import causal_convolution, through
 
 BLOCK = 64
 
 
-class S4(nn.Module):
+class S4(DiagonalState):
     """A linear time-invariant SSM in each of `d` channels, B = 1 throughout as in S4D.
 
         h_t = Ā h_{t-1} + B̄ u_t        y_t = 2 Re(C·h_t) + D u_t        C·h_t when A is real
@@ -56,12 +56,6 @@ class S4(nn.Module):
         self.C.normal_(0, 0.5**0.5 if self.is_complex else 1.0, generator=generator)
         self.D.normal_(generator=generator)
 
-    @property
-    def A(self) -> Inexact[Tensor, "d n"]:
-        """The diagonal of the state matrix, its real part negative by construction."""
-        decay = -torch.exp(self.A_log)
-        return decay if self.A_imag is None else torch.complex(decay, self.A_imag)
-
     def discretise(self) -> tuple[Inexact[Tensor, "d n"], Inexact[Tensor, "d n"]]:
         """log Ā and B̄. The logarithm is complex for a bilinear Ā, which may be negative."""
         delta, A = torch.exp(self.log_delta)[:, None], self.A
@@ -87,10 +81,6 @@ class S4(nn.Module):
         with torch.autocast(u.device.type, enabled=False):
             y, state = read(u.to(widened(u.dtype)), state, *self.discretise())
         return y.to(u.dtype), state
-
-    def empty_state(self, batch: int) -> Inexact[Tensor, "b d n"]:
-        """The state of `batch` rows that have read nothing."""
-        return self.A.detach().new_zeros(batch, *self.A_log.shape)
 
     def _turn(self, u: Tensor, state: Tensor | None, log_A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
         """One token: a turn of the recurrence."""

@@ -10,14 +10,14 @@ from jaxtyping import Float, Inexact, Int32
 from torch import Generator, Tensor, nn
 
 from ..ext import selective_scan
-from .layers import DeltaProjection, KeepsFloat32, StaticDelta, initialise_by_fan_in, widened
+from .layers import DeltaProjection, DiagonalState, KeepsFloat32, StaticDelta, initialise_by_fan_in, widened
 from .registry import SelectiveSettings
 
 # Numbers of 16 bits in the 16 bytes that tensor cores are fed from: columns that begin elsewhere take twice as long.
 ALIGNED = 8
 
 
-class SelectiveSSM(KeepsFloat32):
+class SelectiveSSM(DiagonalState, KeepsFloat32):
     """The parameters of a selective SSM, and what they make of its inputs."""
 
     float32_names = ("A_log", "A_imag", "D", "B", "C")
@@ -56,12 +56,6 @@ class SelectiveSSM(KeepsFloat32):
         if self.C is not None:
             self.C.normal_(0, (config.d_state / config.reals) ** 0.5, generator=generator)
 
-    @property
-    def A(self) -> Inexact[Tensor, "d n"]:
-        """The diagonal of the state matrix, its real part negative by construction."""
-        decay = -torch.exp(self.A_log)
-        return decay if self.A_imag is None else torch.complex(decay, self.A_imag)
-
     def select(
         self, u: Float[Tensor, "*b l d"]
     ) -> tuple[Float[Tensor, "*b l d"], Inexact[Tensor, "..."], Inexact[Tensor, "..."]]:
@@ -95,10 +89,6 @@ class SelectiveSSM(KeepsFloat32):
             return_final_state=True, backend=backend,
         )  # fmt: skip
         return y, state
-
-    def empty_state(self, batch: int) -> Inexact[Tensor, "b d n"]:
-        """The state of `batch` rows that have read nothing."""
-        return self.A.detach().new_zeros(batch, *self.A_log.shape)
 
     def _matrix(self, reals: Tensor) -> Tensor:
         if not self.settings.is_complex:

@@ -77,7 +77,9 @@ class SequenceModel(nn.Module):
         `state` is where the rows start from, and is left as it is: a ValueError for a mixer without one. `logits_at`
         are flat positions in `tokens.reshape(-1)`: only their logits are computed, (p v); None computes all.
         """
-        self._check_state(state, len(tokens))
+        if state is not None:
+            self._require_carried()
+            state.check(len(tokens), self.config.n_layer)
         residual = self.embedding(tokens)
         if self.positions is not None:
             residual = self.positions(residual)
@@ -112,13 +114,3 @@ class SequenceModel(nn.Module):
     def _require_carried(self) -> None:
         if not self.carries_state:
             raise ValueError(f"{self.config.mixer} carries no state: it reads a sequence whole")
-
-    def _check_state(self, state: State | None, rows: int) -> None:
-        if state is None:
-            return
-        self._require_carried()
-        if len(state) != rows or len(state.scan) != self.config.n_layer:
-            raise ValueError(
-                f"the state has {len(state)} rows of {len(state.scan)} layers, "
-                f"where the input has {rows} and the model {self.config.n_layer}"
-            )
