@@ -13,9 +13,9 @@ from . import markdown
 from .ablation_rows import ABLATIONS, Ablation
 from .naming import how, length
 from .rank_correlation import spearman
-from .record import SEQUENCES, TOKENS, Record
+from .record import PARAMETERS, SEQUENCES, SOLVED, TOKENS, Record
 from .synthetic import NOT_RUN
-from .trained import SOLVED, Trained, trained
+from .trained import Trained, trained
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,7 +115,7 @@ def _measured(runs: Sequence[Trained]) -> dict[str, str]:
         "Sequences right %": _accuracy(runs, SEQUENCES),
         "Steps to solved": _solved(runs),
         "Seeds": ", ".join(str(run.seed) for run in runs),
-        "Parameters": next((run.count("parameters") for run in runs if not run.is_diverged), markdown.BLANK),
+        "Parameters": next((run.count(PARAMETERS) for run in runs if not run.is_diverged), markdown.BLANK),
     }
 
 

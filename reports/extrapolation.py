@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from . import markdown, naming, published
 from .binomial import at_least
-from .record import SEQUENCES, TOKENS, Record
+from .record import LEFT_OUT, SEQUENCES, TOKENS, Record
 
 if TYPE_CHECKING:
     import pandas as pd
 
 EXPERIMENT = "extrapolation"
-# As tasks.extrapolate writes it.
-LEFT_OUT = "length left out"
 NUMBERS = ("Right", "Accuracy %", "At least %", "Tokens/s", "Seconds")
 
 

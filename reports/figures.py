@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import learning, naming, published, training_runs
 from .canvas import GREY, blank, colours, look, wrapped, write
-from .extrapolation import EXPERIMENT, LEFT_OUT, of_lengths, power
-from .record import SEQUENCES, TOKENS, Record
+from .extrapolation import EXPERIMENT, of_lengths, power
+from .record import LEFT_OUT, SEQUENCES, TOKENS, Record
 from .runs import load_all, records_of
 
 if TYPE_CHECKING:

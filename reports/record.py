@@ -14,6 +14,11 @@ from . import jsonl
 
 # Metrics of the synthetic tasks, both fractions: right answers, and sequences with no answer wrong.
 TOKENS, SEQUENCES = "token accuracy", "sequence accuracy"
+# Of their trainings.
+PARAMETERS, SECONDS, SPEED = "parameters", "training seconds", "steps per second"
+SOLVED, SOLVED_SECONDS, DIVERGED = "steps to solved", "seconds to solved", "diverged after step"
+# In the place of SEQUENCES, of a length at which nothing was measured.
+LEFT_OUT = "length left out"
 
 
 @dataclass(frozen=True, kw_only=True)

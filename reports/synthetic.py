@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import markdown, published
-from .extrapolation import LEFT_OUT, power
+from .extrapolation import power
 from .naming import key, marks
-from .record import SEQUENCES, TOKENS, Record
-from .trained import SOLVED, Trained, without_empty
+from .record import LEFT_OUT, PARAMETERS, SEQUENCES, SOLVED, SPEED, TOKENS, Record
+from .trained import Trained, without_empty
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,8 +64,8 @@ def _table1_cells(run: Trained, mark: str) -> dict[str, str]:
         "Steps": run.done,
         "Steps to solved": run.count(SOLVED),
         "Minutes": run.minutes,
-        "Steps/s": run.significant("steps per second"),
-        "Parameters": run.count("parameters"),
+        "Steps/s": run.significant(SPEED),
+        "Parameters": run.count(PARAMETERS),
     }
 
 
@@ -169,7 +169,7 @@ def _printed(percent: float | None) -> str:
 def _table2_line(one: Reach, mark: str, lengths: Sequence[int]) -> dict[str, str | None]:
     own = {"Trained": mark, "Steps": markdown.count(one.steps), "n": _span(list(one.sequences.values()))}
     if one.training:
-        own |= {"Parameters": one.training.count("parameters"), "Minutes": one.training.minutes}
+        own |= {"Parameters": one.training.count(PARAMETERS), "Minutes": one.training.minutes}
     cells = {length: _accuracy(cell) for length, cell in one.cells.items()}
     return _line(one.published or one.model, f"seed {one.seed}{one.variant}", own, cells, lengths)
 
@@ -209,7 +209,7 @@ def reach_lines(found: Iterable[Reach]) -> list[dict[str, Any]]:
     """A line a number, for a CSV."""
     return [
         {"model": one.model, "seed": one.seed, "steps": one.steps, "length": length}
-        | {"sequences": one.sequences.get(length), "sequence accuracy": cell}
+        | {"sequences": one.sequences.get(length), SEQUENCES: cell}
         for one in found
         for length, cell in sorted(one.cells.items())
     ]

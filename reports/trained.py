@@ -9,13 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from . import markdown
 from .naming import Named, at, in_effect, length, marks
-from .record import SEQUENCES, TOKENS, Record
+from .record import (
+    DIVERGED,
+    PARAMETERS,
+    SECONDS,
+    SEQUENCES,
+    SOLVED,
+    SOLVED_SECONDS,
+    SPEED,
+    TOKENS,
+    Record,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 EXPERIMENT = "training"
-SOLVED, DIVERGED = "steps to solved", "diverged after step"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +88,7 @@ class Trained:
     @property
     def minutes(self) -> str:
         """Wall clock, measurements included."""
-        seconds = self.values.get("training seconds")
+        seconds = self.values.get(SECONDS)
         return markdown.significant(None if seconds is None else seconds / 60)
 
 
@@ -125,10 +134,10 @@ def training_table(runs: Iterable[Trained]) -> tuple[pd.DataFrame, list[str]]:
             "Answers right %": run.percent(TOKENS),
             "Sequences right %": run.percent(SEQUENCES),
             "Steps to solved": run.count(SOLVED),
-            "Seconds to solved": run.significant("seconds to solved"),
-            "Steps/s": run.significant("steps per second"),
+            "Seconds to solved": run.significant(SOLVED_SECONDS),
+            "Steps/s": run.significant(SPEED),
             "Minutes": run.minutes,
-            "Parameters": run.count("parameters"),
+            "Parameters": run.count(PARAMETERS),
         }
         for run, mark in zip(ordered, trained_as, strict=True)
     ]

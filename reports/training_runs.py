@@ -13,9 +13,9 @@ from typing import Any
 
 from . import jsonl, markdown, record
 from .naming import how, in_effect, length, model_key
-from .record import SEQUENCES, TOKENS, Record
+from .record import SECONDS, SEQUENCES, SOLVED, SOLVED_SECONDS, SPEED, TOKENS, Record
 from .trained import EXPERIMENT as TRAINING
-from .trained import SOLVED, Trained
+from .trained import Trained
 
 # As tasks.run_files and harness.ablate write them; a run has records at its end, or a record that it diverged.
 SETTINGS, LOG, RECORDS = "settings.json", "log.jsonl", "records.jsonl"
@@ -160,10 +160,10 @@ def _values(run: TrainingRun) -> dict[str, float]:
     if measured:
         values |= {TOKENS: measured[-1][1]["token"], SEQUENCES: measured[-1][1]["sequence"]}
     if solved := [line for line, found in measured if found["sequence"] == 1]:
-        values |= {SOLVED: solved[0]["step"], "seconds to solved": solved[0]["seconds"]}
+        values |= {SOLVED: solved[0]["step"], SOLVED_SECONDS: solved[0]["seconds"]}
     if run.log:
-        values["steps per second"] = median(line["steps_per_second"] for line in run.log)
-        values["training seconds"] = run.log[-1]["seconds"]
+        values[SPEED] = median(line["steps_per_second"] for line in run.log)
+        values[SECONDS] = run.log[-1]["seconds"]
     return values
 
 

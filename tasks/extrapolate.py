@@ -21,7 +21,7 @@ from ..models.building import Model
 from ..models.chunks import CHUNK
 from ..models.synthetic import SYNTHETIC
 from ..reports import record
-from ..reports.record import SEQUENCES, TOKENS, Record
+from ..reports.record import LEFT_OUT, SEQUENCES, TOKENS, Record
 from . import run_files
 from .accuracy import standard_error
 from .batch import MOST, Task
@@ -32,7 +32,6 @@ from .progress import Say, now_and_then
 from .recipes import Recipe, from_json, to_json
 
 EXPERIMENT = "extrapolation"
-LEFT_OUT = "length left out"
 # Of the settings, those that a length has for itself.
 OWN = ("length", "sequences", "evaluation_seed")
 # Seconds from one line about a length at work to the next.

@@ -9,7 +9,17 @@ from typing import Any
 
 from ..models.architectures import ModelConfig, SequenceConfig
 from ..models.synthetic import SYNTHETIC
-from ..reports.record import SEQUENCES, TOKENS, Record
+from ..reports.record import (
+    DIVERGED,
+    PARAMETERS,
+    SECONDS,
+    SEQUENCES,
+    SOLVED,
+    SOLVED_SECONDS,
+    SPEED,
+    TOKENS,
+    Record,
+)
 from .accuracy import Accuracy, standard_error
 from .recipes import Recipe, to_json
 
@@ -41,7 +51,7 @@ def records(
         n=accuracy.sequences,
         stderr=standard_error(accuracy.sequence, accuracy.sequences),
     )
-    others = {"loss": accuracy.loss, "parameters": parameters} | _from_log(log)
+    others = {"loss": accuracy.loss, PARAMETERS: parameters} | _from_log(log)
     return [first, rows, *(replace(first, metric=name, value=v, n=1, stderr=None) for name, v in others.items())]
 
 
@@ -60,9 +70,7 @@ def accuracy(records: Sequence[Record]) -> Accuracy:
 
 def diverged(recipe: Recipe, steps: int, *, experiment: str, provenance: Mapping[str, Any]) -> Record:
     """That a run can't go on, and how many of its steps are in its log."""
-    return _record(
-        recipe, steps, experiment=experiment, provenance=provenance, metric="diverged after step", value=steps, n=1
-    )
+    return _record(recipe, steps, experiment=experiment, provenance=provenance, metric=DIVERGED, value=steps, n=1)
 
 
 def _record(recipe: Recipe, steps: int, **told: Any) -> Record:
@@ -86,11 +94,8 @@ def model_name(config: ModelConfig) -> str:
 
 
 def _from_log(log: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    told = {
-        "training seconds": log[-1]["seconds"],
-        "steps per second": median(line["steps_per_second"] for line in log),
-    }
+    told = {SECONDS: log[-1]["seconds"], SPEED: median(line["steps_per_second"] for line in log)}
     solved = next((line for line in log if "measured" in line and line["measured"]["sequence"] == 1), None)
     if solved is not None:
-        told |= {"steps to solved": solved["step"], "seconds to solved": solved["seconds"]}
+        told |= {SOLVED: solved["step"], SOLVED_SECONDS: solved["seconds"]}
     return told

@@ -9,9 +9,9 @@ import pytest
 from mambalab.models.registry import MambaConfig
 from mambalab.models.synthetic import synthetic
 from mambalab.reports import record
-from mambalab.reports.record import SEQUENCES, TOKENS, Record
+from mambalab.reports.record import LEFT_OUT, SEQUENCES, TOKENS, Record
 from mambalab.tasks import InductionHeads, Recipe, SelectiveCopying
-from mambalab.tasks.extrapolate import LEFT_OUT, doublings, extrapolate, published_row
+from mambalab.tasks.extrapolate import doublings, extrapolate, published_row
 from mambalab.tasks.recipes import with_model
 from mambalab.tasks.train import train
 
