@@ -94,9 +94,9 @@ def _a_init(init: str, a_n: str) -> Line:
 
 
 def _architecture(arch: str, layer: str) -> Line:
-    """`arch` and `layer` as tables 1 and 6 print them; our mixers are called after them."""
+    """`arch` and `layer` as table 6 prints them."""
     operator, _, kind = layer.partition(" ")
-    mixer = f"{arch}-{operator}".lower().removeprefix("no gate-")
+    mixer = published.mixer(arch, operator)
     asked = {"model.kind": "MambaConfig"} if mixer == "mamba-s6" else {"model.mixer": mixer}
     if kind:
         asked |= {"model.s4_init": {"(complex)": "s4d-lin", "(real)": "s4d-real"}[kind]}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import markdown
 from .ablation_rows import ABLATIONS, Ablation
-from .naming import how, length
+from .naming import filled, how, length
 from .rank_correlation import spearman
 from .record import PARAMETERS, SEQUENCES, SOLVED, TOKENS, Record
 from .synthetic import NOT_RUN
@@ -78,8 +78,7 @@ def _shared(ablation: Ablation, run: Trained) -> str:
     # What mixes decides what else a model has.
     names = SHARED_MODEL if "model.mixer" in ablated else (*SHARED_MODEL, "d_state", "dt_rank", "expand", "d_conv")
     model = {key: run.setting["model"].get(key) for key in names if f"model.{key}" not in ablated}
-    # Older settings do not say how matrices are multiplied.
-    setting = {"matmul": "float32", **run.done_as}
+    setting = filled(run.done_as)
     return json.dumps([task, model, {key: setting.get(key) for key in SHARED}], sort_keys=True)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import markdown, provenance, published
-from .record import Record
+from .record import Record, settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +87,7 @@ def notes(records: Sequence[Record], ours: str = OURS) -> list[str]:
         made.append(f"{ELSEWHERE}: {published.rows(published.MAMBA_SSM)[0]['source']}; not in this run.")
     if any(r.setting.get("floor") is not None for r in records):
         made.append(f"× floor: how far {ours} is from the physical limit of this machine (1 is the limit).")
-    made += [f"Floor: {what}." for what in _distinct(records, "floor_is")]
+    made += [f"Floor: {what}." for what in settings(records, "floor_is")]
     if any(r.setting.get(what) for r in records for what, _ in RATES.values()):
         made.append(f"GB/s and Tops/s: the bytes and the special functions of the floor, by the time of {ours}.")
     place = _places(records)
@@ -96,7 +96,7 @@ def notes(records: Sequence[Record], ours: str = OURS) -> list[str]:
         made.append(f"Moving the bytes alone, each once, as a copy does: {'; '.join(copies)}.")
     made += _what_it_is(records, place)
     made += [f"{r.model}: {r.setting['timed']}." for r in {r.model: r for r in _with(records, "timed")}.values()]
-    made += [f"Inputs: {what}." for what in _distinct(records, "inputs_are")]
+    made += [f"Inputs: {what}." for what in settings(records, "inputs_are")]
     if errors := _largest_errors(records):
         made.append(f"Checked before it was timed; largest relative error against float64: {', '.join(errors)}.")
     return made + _left_out(records, place)
@@ -108,7 +108,7 @@ def _what_it_is(records: Sequence[Record], place: Callable[[Record], str]) -> li
     by_metric = {metric: [r for r in told if r.metric == metric] for metric in dict.fromkeys(r.metric for r in told)}
     made = []
     for metric, group in by_metric.items():
-        texts = _distinct(group, "what")
+        texts = settings(group, "what")
         if len(texts) == 1 and len(group) > 1:
             made.append(f"{metric.rsplit(' ', 1)[0]}: {texts[0]}.")
         else:
@@ -132,10 +132,6 @@ def _left_out(records: Sequence[Record], place: Callable[[Record], str]) -> list
 
 def _with(records: Sequence[Record], name: str) -> list[Record]:
     return [r for r in records if r.setting.get(name)]
-
-
-def _distinct(records: Sequence[Record], name: str) -> list[str]:
-    return list(dict.fromkeys(r.setting[name] for r in _with(records, name)))
 
 
 def _places(records: Sequence[Record]) -> Callable[[Record], str]:
@@ -223,10 +219,7 @@ def _less_is_better(metric: str) -> bool:
 
 
 def _value(r: Record | None) -> str:
-    if r is None:
-        return markdown.BLANK
-    error = f" ± {markdown.significant(r.stderr, 2)}" if r.stderr else ""
-    return markdown.significant(r.value) + error
+    return markdown.BLANK if r is None else markdown.significant(r.value) + markdown.plus_minus(r.stderr)
 
 
 def _dtype(r: Record) -> str:

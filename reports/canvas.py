@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from . import jsonl
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DOTS = 150  # an inch
@@ -68,6 +69,12 @@ def blank(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def percents(axes: Axes) -> None:
+    """Percent along y, with room for the marks at 100."""
+    axes.set_ylim(0, 103)
+    axes.set_yticks(range(0, 101, 20))
 
 
 def write(figure: Figure, path: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import markdown, naming, published
 from .binomial import at_least
-from .record import LEFT_OUT, SEQUENCES, TOKENS, Record
+from .record import LEFT_OUT, SEQUENCES, TOKENS, Record, settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +64,7 @@ def by_distance(records: Sequence[Record]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    found = _with_distances(records)
+    found = with_distances(records)
     name = _namer(of_lengths(records))
     shown = [r for group in _by_training(found) for r in _ends(group)]
     lows = sorted({low for r in shown for low, _, _ in r.setting["by_distance"]})
@@ -76,14 +76,15 @@ def by_distance(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _with_distances(records: Sequence[Record]) -> list[Record]:
+def with_distances(records: Sequence[Record]) -> list[Record]:
+    """The records, one a length, that say how far behind queries were answered."""
     return [r for r in of_lengths(records) if r.metric == SEQUENCES and r.setting["by_distance"]]
 
 
 def _by_training(found: Sequence[Record]) -> list[list[Record]]:
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for r in found:
-        groups.setdefault((*_training(r), *_way(r)), []).append(r)
+        groups.setdefault((*_training(r), *way_of(r)), []).append(r)
     return list(groups.values())
 
 
@@ -97,13 +98,11 @@ def notes(records: Sequence[Record]) -> list[str]:
     """How to read the tables, and what was trained."""
     found = of_lengths(records)
     made = ["Right: sequences with every answer right, of all that were read; at least: exact one-sided 95 % bound."]
-    made += [
-        f"A guess among the symbols that can be asked for is right in {c:.1%}." for c in _distinct(found, "chance")
-    ]
-    made += [f"{what} tokens at a time, with carried state." for what in _chunks(found)]
+    made += [f"A guess among the symbols that can be asked for is right in {c:.1%}." for c in settings(found, "chance")]
+    made += [f"Rows were read {power(n)} tokens at a time, with carried state." for n in settings(found, "chunk")]
     marks = _marks(found)
-    made += _about_distances(_by_training(_with_distances(records)), marks)
-    made += dict.fromkeys(f"{marks[_way(r)]} {_trained(r)}".strip() for r in found)
+    made += _about_distances(_by_training(with_distances(records)), marks)
+    made += dict.fromkeys(f"{marks[way_of(r)]} {_trained(r)}".strip() for r in found)
     rows = sorted({r.setting["published"] for r in found} - {None})
     if rows:
         made.append(f"Published: {', '.join(rows)} in the Mamba paper's Table 2 (its numbers: Table 11), % to 2^20.")
@@ -119,7 +118,7 @@ def _about_distances(trainings: Sequence[Sequence[Record]], marks: Mapping[tuple
         )
     without = [group[0] for group in trainings if not _ends(group)]
     if without:
-        names = dict.fromkeys(f"{r.model}, seed {r.seed} {marks[_way(r)]}".strip() for r in without)
+        names = dict.fromkeys(f"{r.model}, seed {r.seed} {marks[way_of(r)]}".strip() for r in without)
         yield f"Right at every length that was read, whatever the distance: {'; '.join(names)}."
 
 
@@ -139,13 +138,14 @@ def _place(r: Record) -> tuple[Any, ...]:
     return (r.task, *_training(r), r.setting["length"])
 
 
-def _way(r: Record) -> tuple[str, str]:
+def way_of(r: Record) -> tuple[str, str]:
+    """Equal for records of models of one name that were trained in one way, whatever their seed."""
     return (r.model, naming.key(r.setting["training"]))
 
 
 def _marks(records: Sequence[Record]) -> dict[tuple[str, str], str]:
     """A mark for each way in which a model was trained; empty where there is one way alone."""
-    ways = list(dict.fromkeys(map(_way, records)))
+    ways = list(dict.fromkeys(map(way_of, records)))
     marks, _ = naming.marks([(model, json.loads(way)) for model, way in ways])
     return dict(zip(ways, marks, strict=True))
 
@@ -156,7 +156,7 @@ def _namer(found: Sequence[Record]) -> Callable[[Record], dict[str, Any]]:
     marks = _marks(found)
 
     def cells(r: Record) -> dict[str, Any]:
-        mark = {"Trained": marks[_way(r)]} if any(marks.values()) else {}
+        mark = {"Trained": marks[way_of(r)]} if any(marks.values()) else {}
         return {name.capitalize(): getattr(r, name) for name in several} | mark
 
     return cells
@@ -182,15 +182,6 @@ def _published(r: Record) -> str:
         return markdown.BLANK
     value = row[r.setting["length"]]
     return "out of memory" if value is None else markdown.fixed(value, 1)
-
-
-def _distinct(records: Sequence[Record], name: str) -> list[Any]:
-    return list(dict.fromkeys(r.setting[name] for r in records if r.setting.get(name)))
-
-
-def _chunks(records: Sequence[Record]) -> Iterator[str]:
-    for chunk in _distinct(records, "chunk"):
-        yield f"Rows were read {power(chunk)}"
 
 
 def _trained(r: Record) -> str:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import learning, naming, published, training_runs
-from .canvas import GREY, blank, colours, look, wrapped, write
-from .extrapolation import EXPERIMENT, of_lengths, power
+from . import learning, markdown, naming, published, training_runs
+from .canvas import GREY, blank, colours, look, percents, wrapped, write
+from .extrapolation import EXPERIMENT, of_lengths, power, way_of, with_distances
 from .record import LEFT_OUT, SEQUENCES, TOKENS, Record
 from .runs import load_all, records_of
 
@@ -52,7 +52,7 @@ def accuracy_by_distance(records: Sequence[Record]) -> Figure:
 
     A line a model and seed. ValueError where no record counts distances.
     """
-    found = [r for r in of_lengths(records) if r.metric == SEQUENCES and r.setting["by_distance"]]
+    found = with_distances(records)
     if not found:
         raise ValueError("no records of accuracy by distance")
     with look():
@@ -92,7 +92,7 @@ def _lines(records: Sequence[Record]) -> list[_Line]:
     """
     by_way: dict[tuple[str, str], dict[tuple[int | None, str | None], list[Record]]] = {}
     for r in records:
-        of_way = by_way.setdefault((r.model, naming.key(r.setting["training"])), {})
+        of_way = by_way.setdefault(way_of(r), {})
         of_way.setdefault((r.seed, r.setting.get("weights")), []).append(r)
     is_one = len(by_way) == 1
     hues = colours(len(next(iter(by_way.values()))) if is_one else len(by_way))
@@ -146,8 +146,7 @@ def _draw_chance(axes: Axes, records: Sequence[Record]) -> None:
 def _finish(figure: Figure, axes: Axes, records: Sequence[Record], lengths: Collection[int]) -> Figure:
     """Powers of two along x, percent along y, a title and a legend."""
     _powers(axes, min(lengths), max(lengths))
-    axes.set_ylim(0, 103)
-    axes.set_yticks(range(0, 101, 20))
+    percents(axes)
     axes.set_title(_title(records))
     _legend(axes)
     return figure
@@ -188,8 +187,7 @@ def _powers(axes: Axes, low: int, high: int) -> None:
 
 def _title(records: Sequence[Record]) -> str:
     """The tasks, and how many sequences were read of each length."""
-    counts = sorted({r.setting["sequences"] for r in records})
-    sequences = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    sequences = markdown.span({r.setting["sequences"] for r in records})
     return f"{', '.join(sorted({r.task for r in records}))}: {sequences} sequences of each length"
 
 
@@ -202,7 +200,7 @@ def _math(length: int) -> str:
 def draw(records: Sequence[Record], out: Path, of: str = "") -> list[Path]:
     """Write into `out` the plots over length and, where distances are counted, over distance; `of` ends their names."""
     written = write(accuracy_by_length(records), out / f"accuracy-by-length{of}")
-    if any(r.setting.get("by_distance") for r in of_lengths(records)):
+    if with_distances(records):
         written += write(accuracy_by_distance(records), out / f"accuracy-by-distance{of}")
     return written
 

@@ -105,19 +105,14 @@ def _draw(loss: Axes, right: Axes, run: TrainingRun, style: Mapping[str, Any]) -
     steps = [line["step"] for line in run.log]
     loss.plot(steps, [line["loss"] for line in run.log], linewidth=1.1, **style)
     right.plot(steps, [100 * line["accuracy"] for line in run.log], linewidth=1.1, **style)
-    measured = _measured(run)
     right.plot(
-        list(measured),
-        [100 * one["sequence"] for one in measured.values()],
+        [line["step"] for line in run.measured],
+        [100 * line["measured"]["sequence"] for line in run.measured],
         color=style["color"],
         clip_on=False,
         zorder=3,
         **DOTS,
     )
-
-
-def _measured(run: TrainingRun) -> dict[int, Mapping[str, Any]]:
-    return {line["step"]: line["measured"] for line in run.log if "measured" in line}
 
 
 def _key(label: str, **style: Any) -> Artist:
@@ -127,8 +122,8 @@ def _key(label: str, **style: Any) -> Artist:
 
 
 def _dots(runs: Sequence[TrainingRun]) -> list[Artist]:
-    numbers = sorted({one["sequences"] for run in runs for one in _measured(run).values()})
-    of = " or ".join(map(markdown.count, numbers))
+    numbers = sorted({line["measured"]["sequences"] for run in runs for line in run.measured})
+    of = markdown.either(numbers)
     return [_key(f"of {of} fixed sequences,\nthose without an error", color="black", **DOTS)] if of else []
 
 
@@ -169,8 +164,7 @@ def _scale(loss: Axes, right: Axes, runs: Sequence[TrainingRun]) -> None:
         loss.set_yscale("log")
     right.xaxis.set_major_formatter("{x:,.0f}")
     right.set_xlim(min(steps), max(steps))
-    right.set_ylim(0, 103)
-    right.set_yticks(range(0, 101, 20))
+    canvas.percents(right)
     loss.set_ylabel("Loss, nats")
     right.set_ylabel("Right answers, %")
     right.set_xlabel("Training step")

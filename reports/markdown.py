@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -75,6 +75,22 @@ def ratio(value: float | None) -> str:
 def count(value: int | None) -> str:
     """A whole number with its thousands set apart."""
     return BLANK if value is None else f"{value:,}"
+
+
+def plus_minus(stderr: float | None) -> str:
+    """What follows a number that has a standard error: " ± 0.012"."""
+    return f" ± {significant(stderr, 2)}" if stderr else ""
+
+
+def either(values: Iterable[int]) -> str:
+    """Whole numbers, one of which holds: "64 or 1,024"; nothing for none."""
+    return " or ".join(map(count, values))
+
+
+def span(values: Collection[int]) -> str:
+    """From the least of these whole numbers to the greatest: "64 to 1,024", or "64"."""
+    low, high = count(min(values)), count(max(values))
+    return low if low == high else f"{low} to {high}"
 
 
 def table(frame: pd.DataFrame, left: Sequence[str] = ()) -> str:

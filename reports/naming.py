@@ -57,7 +57,7 @@ def _unusual(setting: Mapping[str, Any]) -> list[str]:
     """What few trainings set, where this one did."""
     optimiser = setting["optimiser"]
     parts = [f"{name} {optimiser[name]:g}" for name, value in USUAL.items() if optimiser.get(name, value) != value]
-    product = setting.get("matmul", "float32")
+    product = filled(setting)["matmul"]
     return [*parts, *([f"matrix products in {PRODUCTS[product]}"] if product != "float32" else [])]
 
 
@@ -86,9 +86,14 @@ def at(setting: Mapping[str, Any], path: str) -> Any:
     return found
 
 
+def filled(setting: Mapping[str, Any]) -> dict[str, Any]:
+    """A setting with what older ones do not say: how matrices are multiplied."""
+    return {"matmul": "float32", **setting}
+
+
 def key(setting: Mapping[str, Any]) -> str:
-    """Equal for trainings that differ in their seed at most; older settings do not say how matrices are multiplied."""
-    learnt = {name: value for name, value in {"matmul": "float32", **setting}.items() if name not in NOT_LEARNT}
+    """Equal for trainings that differ in their seed at most."""
+    learnt = {name: value for name, value in filled(setting).items() if name not in NOT_LEARNT}
     return json.dumps(learnt, sort_keys=True)
 
 

@@ -103,6 +103,11 @@ def table2_parameters(model_row: str) -> str:
     return _row("table2.csv", model_row)["params"]
 
 
+def mixer(arch: str, layer: str) -> str:
+    """What our models call an architecture and a layer as tables 1 and 6 print them: "s4", "h3-hyena"."""
+    return f"{arch}-{layer}".lower().removeprefix("no gate-")
+
+
 def pythia_official(model: str) -> Published | None:
     """Pythia's own final zero-shot numbers ("pythia-12b-deduped"): without HellaSwag; None if unknown."""
     for row in rows("pythia_zero_shot.csv"):

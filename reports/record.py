@@ -79,6 +79,11 @@ def distinct(records: Iterable[Record]) -> list[Record]:
     return list({to_lines([record]): record for record in records}.values())
 
 
+def settings(records: Iterable[Record], name: str) -> list[Any]:
+    """What the records' settings hold under this name, in their order, once each; not what is empty, 0 or None."""
+    return list(dict.fromkeys(r.setting[name] for r in records if r.setting.get(name)))
+
+
 def write(path: Path, records: Iterable[Record]) -> None:
     """Write records to a JSON-lines file, whole or not at all; ValueError when there are none."""
     text = to_lines(records)

@@ -160,9 +160,8 @@ def _check_against_samples(path: Path, r: Record, samples: Sequence[Sample]) -> 
         raise ValueError(f"{path}: {r.task} {r.metric} is recorded as {r.value}, its samples give {value}")
 
 
-def _aggregate(metric: str, values: Iterable[float]) -> float | None:
+def _aggregate(metric: str, values: Sequence[float]) -> float | None:
     """What lm-eval makes of the documents' values, for the metrics of Table 3; None for others."""
-    values = list(values)
     mean = math.fsum(values) / len(values)
     if metric in ("acc", "acc_norm"):
         return mean

@@ -33,7 +33,7 @@ def is_table1(run: Trained) -> bool:
 
 def _name(row: Mapping[str, str]) -> str:
     """What our records call a row of table 1: "s4", "h3-hyena"."""
-    return f"{row['arch']}-{row['layer']}".lower().removeprefix("no gate-")
+    return published.mixer(row["arch"], row["layer"])
 
 
 def table1(runs: Sequence[Trained]) -> tuple[pd.DataFrame, list[str]]:
@@ -167,7 +167,9 @@ def _printed(percent: float | None) -> str:
 
 
 def _table2_line(one: Reach, mark: str, lengths: Sequence[int]) -> dict[str, str | None]:
-    own = {"Trained": mark, "Steps": markdown.count(one.steps), "n": _span(list(one.sequences.values()))}
+    own = {"Trained": mark, "Steps": markdown.count(one.steps)}
+    if one.sequences:
+        own["n"] = markdown.span(one.sequences.values())
     if one.training:
         own |= {"Parameters": one.training.count(PARAMETERS), "Minutes": one.training.minutes}
     cells = {length: _accuracy(cell) for length, cell in one.cells.items()}
@@ -185,13 +187,6 @@ def _line(
 
 def _accuracy(cell: float | str) -> str:
     return {"out of memory": "oom"}.get(cell, cell) if isinstance(cell, str) else markdown.fixed(100 * cell, 1)
-
-
-def _span(numbers: Sequence[int]) -> str | None:
-    if not numbers:
-        return None
-    low, high = markdown.count(min(numbers)), markdown.count(max(numbers))
-    return low if low == high else f"{low} to {high}"
 
 
 def _table2_notes(found: Sequence[Reach]) -> list[str]:
@@ -216,4 +211,4 @@ def reach_lines(found: Iterable[Reach]) -> list[dict[str, Any]]:
 
 
 def _listed(numbers: Sequence[int]) -> str:
-    return " or ".join(map(markdown.count, numbers)) or "no"
+    return markdown.either(numbers) or "no"

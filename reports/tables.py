@@ -115,8 +115,7 @@ def plain_table(records: Sequence[Record]) -> pd.DataFrame:
     grouped: dict[tuple[str, ...], dict[str, str]] = {}
     for r in records:
         key = (r.model, r.task, markdown.compact(r.setting), r.provenance["backend"], str(r.n))
-        error = f" ± {markdown.significant(r.stderr, 2)}" if r.stderr else ""
-        grouped.setdefault(key, {})[r.metric] = markdown.number(r.value) + error
+        grouped.setdefault(key, {})[r.metric] = markdown.number(r.value) + markdown.plus_minus(r.stderr)
     names = ("Model", "Task", "Setting", "Backend", "n")
     return pd.DataFrame(dict(zip(names, key, strict=True)) | values for key, values in grouped.items())
 

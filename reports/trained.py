@@ -142,10 +142,10 @@ def training_table(runs: Iterable[Trained]) -> tuple[pd.DataFrame, list[str]]:
         for run, mark in zip(ordered, trained_as, strict=True)
     ]
     sequences = sorted({run.asked("sequences") for run in ordered})
-    counted = f"Right: of a fixed set of {' or '.join(map(markdown.count, sequences))} sequences."
+    counted = f"Right: of a fixed set of {markdown.either(sequences)} sequences."
     apart = sorted({run.asked("evaluate_every") for run in ordered})
-    every = " or ".join(map(markdown.count, apart))
-    solved = f"Solved: the first measurement that found every sequence right; there is one every {every} steps."
+    every = f"there is one every {markdown.either(apart)} steps"
+    solved = f"Solved: the first measurement that found every sequence right; {every}."
     return without_empty(pd.DataFrame(table), "Trained"), [counted, solved, *notes]
 
 

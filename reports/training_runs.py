@@ -66,6 +66,11 @@ class TrainingRun:
         return self.log[-1]["step"] if self.log else 0
 
     @property
+    def measured(self) -> list[Mapping[str, Any]]:
+        """The lines of the log with what was measured on the fixed set."""
+        return [line for line in self.log if "measured" in line]
+
+    @property
     def chance_loss(self) -> float | None:
         """Cross entropy, in nats, of a guess among all answers there are; None for a task that is not known here."""
         answers = ANSWERS.get(self.task)
@@ -155,11 +160,11 @@ def so_far(runs: Sequence[TrainingRun], finished: Sequence[Trained]) -> list[Tra
 
 def _values(run: TrainingRun) -> dict[str, float]:
     """The last numbers of a log, under the names that records have for them."""
-    measured = [(line, line["measured"]) for line in run.log if "measured" in line]
     values: dict[str, float] = {}
-    if measured:
-        values |= {TOKENS: measured[-1][1]["token"], SEQUENCES: measured[-1][1]["sequence"]}
-    if solved := [line for line, found in measured if found["sequence"] == 1]:
+    if run.measured:
+        last = run.measured[-1]["measured"]
+        values |= {TOKENS: last["token"], SEQUENCES: last["sequence"]}
+    if solved := [line for line in run.measured if line["measured"]["sequence"] == 1]:
         values |= {SOLVED: solved[0]["step"], SOLVED_SECONDS: solved[0]["seconds"]}
     if run.log:
         values[SPEED] = median(line["steps_per_second"] for line in run.log)
@@ -168,13 +173,13 @@ def _values(run: TrainingRun) -> dict[str, float]:
 
 
 def _standing(run: TrainingRun) -> str:
-    measured = [line["measured"] for line in run.log if "measured" in line]
-    right = (
-        f", {markdown.fixed(100 * measured[-1]['token'])} % of answers and "
-        f"{markdown.fixed(100 * measured[-1]['sequence'])} % of sequences right when last measured"
-        if measured
-        else ""
-    )
+    right = ""
+    if run.measured:
+        last = run.measured[-1]["measured"]
+        right = (
+            f", {markdown.fixed(100 * last['token'])} % of answers and "
+            f"{markdown.fixed(100 * last['sequence'])} % of sequences right when last measured"
+        )
     took = f" after {markdown.significant(run.log[-1]['seconds'] / 60)} minutes" if run.log else ""
     return (
         f"{run.name}: not finished, step {run.step:,} of {run.setting['steps']:,}{took}{right} "
