@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from .options import SECONDS, TEXT
+from .options import BACKEND, SECONDS, TEXT
 
 
 @click.command()
@@ -20,7 +20,7 @@ from .options import SECONDS, TEXT
 @click.option(
     "--device", help="cpu, cuda or cuda:N, or several such as cuda:0,cuda:1; default: cuda where there is one."
 )
-@click.option("--backend", help="A backend of the scan by name (see doctor); never falls back.")
+@BACKEND
 @click.option("--seconds", type=SECONDS, help="Stop, with checkpoints, after so long; the same command goes on.")
 @click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Cells trained at once.")
 @click.option("--out", type=TEXT, metavar="DIR", help="Its folder; default: runs/ablate-GRID.")
@@ -46,7 +46,7 @@ def ablate(
     """
     from .assignments import assigned, split
 
-    begun, values = time.time(), split([text.removeprefix("recipe.") for text in assignments])
+    begun, values = time.time(), split(assignments)
     from ..tasks import ablations
     from .ablate import Job, check_kept, claim, run
     from .devices import resolve_devices

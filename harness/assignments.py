@@ -13,10 +13,13 @@ Settings = TypeVar("Settings")
 
 
 def split(assignments: Sequence[str]) -> dict[str, str]:
-    """The values by key of texts such as `task.length=512`; ValueError for a text that is none, and for a key twice."""
+    """The values by key of texts such as `task.length=512`; ValueError for a text that is none, and for a key twice.
+
+    A key may begin with "recipe.", as the settings of a run name it.
+    """
     found: dict[str, str] = {}
     for text in assignments:
-        key, equals, value = text.partition("=")
+        key, equals, value = text.removeprefix("recipe.").partition("=")
         if not equals or not key:
             raise ValueError(f"--set takes key=value, not {text!r}")
         if key in found:

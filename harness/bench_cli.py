@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from .invocation import command_line, go_offline
+from .options import DEVICE
 
 PROFILED = ("training", "forward")
 
@@ -127,7 +128,7 @@ def bench_model(device: str, cases: tuple[str, ...], peer_seconds: float, out: s
 @bench.command("train")
 @click.argument("recipes", nargs=-1, metavar="[RECIPE]...")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting of each; may be repeated.")
-@click.option("--device", help="cpu, cuda or cuda:N; default: cuda where there is one.")
+@DEVICE
 @click.option("--peers", is_flag=True, help="Also mamba_ssm's own model; the table says why where it is left out.")
 @click.option("--at-once", metavar="N,N", help="Also so many trainings at once, such as 1,4,10: the steps of all.")
 @click.option("--repeats", type=int, help="Rounds of measurement; default: 3 or more, until the medians settle.")

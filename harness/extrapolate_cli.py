@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .options import TEXT
+from .options import BACKEND, DEVICE, TEXT
 
 
 @click.command()
@@ -16,8 +16,8 @@ from .options import TEXT
 @click.option("--min-length", default="2^6", show_default=True, help="The shortest; each next one is twice as long.")
 @click.option("--sequences", type=click.IntRange(1, 2**24), default=256, show_default=True, help="Of each length.")
 @click.option("--chunk", default="2^13", show_default=True, help="Tokens of a sequence in one forward pass.")
-@click.option("--device", help="cpu, cuda or cuda:N; default: cuda where there is one.")
-@click.option("--backend", help="A backend of the scan by name (see doctor); never falls back.")
+@DEVICE
+@BACKEND
 @click.option("--out", type=TEXT, metavar="DIR", help="Where records and plots go; default: RUN/extrapolation.")
 def extrapolate(
     run: str,

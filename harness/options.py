@@ -37,6 +37,8 @@ class _Seconds(click.FloatRange):
 
 
 TEXT, SECONDS = _Text(), _Seconds()
+DEVICE = click.option("--device", help="cpu, cuda or cuda:N; default: cuda where there is one.")
+BACKEND = click.option("--backend", help="A backend of the scan by name (see doctor); never falls back.")
 
 
 def eval_options(command: Any) -> Any:
@@ -57,8 +59,8 @@ def eval_options(command: Any) -> Any:
         ),
         click.option("--limit", type=int, help="Only the first N documents of each task."),
         click.option("--dtype", default="auto", show_default=True, help="auto, float32, float16 or bfloat16."),
-        click.option("--device", help="cpu, cuda or cuda:N; default: cuda where there is one."),
-        click.option("--backend", help="A backend of the scan by name (see doctor); never falls back."),
+        DEVICE,
+        BACKEND,
         click.option("--parity", help="fp16: round as the official evaluation script does."),
         click.option("--revision", help="Revision of the checkpoint on the hub."),
         click.option(

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from .invocation import command_line
-from .options import SECONDS, TEXT
+from .options import BACKEND, DEVICE, SECONDS, TEXT
 
 
 @click.command()
@@ -21,8 +21,8 @@ from .options import SECONDS, TEXT
 )
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated.")
 @click.option("--seed", type=click.IntRange(0, 2**62 - 1), help="Of weights and data; default: 0.")
-@click.option("--device", default=None, help="cpu, cuda or cuda:N; default: cuda where there is one.")
-@click.option("--backend", help="A backend of the scan by name (see doctor); never falls back.")
+@DEVICE
+@BACKEND
 @click.option("--seconds", type=SECONDS, help="Stop, with a checkpoint, after so long; the same command goes on.")
 @click.option(
     "--steps-per-graph",
@@ -53,8 +53,7 @@ def train(
     """
     from .assignments import split
 
-    given = [text.removeprefix("recipe.") for text in assignments]
-    values = split(given if seed is None else [*given, f"seed={seed}"])
+    values = split(assignments if seed is None else [*assignments, f"seed={seed}"])
     from ..tasks import recipes
     from ..tasks.train import DivergedError
     from ..tasks.train import train as train_recipe

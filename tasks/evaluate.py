@@ -20,7 +20,7 @@ from torch import Tensor
 from ..models.chunks import CHUNK
 from .batch import Task
 from .memory import GENERATED, is_shortage, total
-from .randomness import Device
+from .randomness import Device, Step
 
 SEQUENCES = 256
 # Rows made at once, and the most tokens of rows that can only be made whole.
@@ -43,14 +43,10 @@ class Streamed(Task, Protocol):
     """A task whose rows come in pieces and are asked one thing, at their end, about one place: its distance counts."""
 
     def chunk(
-        self, seed: int, step: int | Int64[Tensor, ""], size: int, begin: int, end: int, device: Device = "cpu"
+        self, seed: int, step: Step, size: int, begin: int, end: int, device: Device = "cpu"
     ) -> Int64[Tensor, "b c"]: ...
-    def targets(
-        self, seed: int, step: int | Int64[Tensor, ""], size: int, device: Device = "cpu"
-    ) -> Int64[Tensor, "b 1"]: ...
-    def places(
-        self, seed: int, step: int | Int64[Tensor, ""], size: int, device: Device = "cpu"
-    ) -> Int64[Tensor, "b 1"]: ...
+    def targets(self, seed: int, step: Step, size: int, device: Device = "cpu") -> Int64[Tensor, "b 1"]: ...
+    def places(self, seed: int, step: Step, size: int, device: Device = "cpu") -> Int64[Tensor, "b 1"]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +78,11 @@ class Measured:
     rows: int
     seconds: float
     by_distance: tuple[Bin, ...]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all rows together."""
+        return self.sequences * self.length / self.seconds
 
 
 @dataclass(frozen=True, kw_only=True)

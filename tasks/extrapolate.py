@@ -160,7 +160,7 @@ class _Run:
             **asked,
             "rows": found.rows,
             "seconds": round(found.seconds, 4),
-            "tokens_per_second": round(found.sequences * found.length / found.seconds),
+            "tokens_per_second": round(found.tokens_per_second),
             "by_distance": [astuple(part) for part in found.by_distance],
         }
         whole = replace(first, metric=SEQUENCES, setting=setting, **_fraction(found.whole, found.sequences))
@@ -265,8 +265,7 @@ class _Progress:
 def _line(length: int, found: Measured | LeftOut) -> str:
     if isinstance(found, LeftOut):
         return f"length {length:,}: {found.why}"
-    rate = found.sequences * found.length / found.seconds
     return (
         f"length {length:,}: {found.whole} of {found.sequences} without an error  {found.seconds:.4g} s  "
-        f"{rate:.3g} tokens/s"
+        f"{found.tokens_per_second:.3g} tokens/s"
     )
