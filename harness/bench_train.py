@@ -143,7 +143,7 @@ class Measured:
 
     def records(self, origin: dict[str, Any]) -> Iterator[Record]:
         """One for each that was timed."""
-        timed = {OURS: "tasks.train's own steps, on a GPU replayed as CUDA graphs"}
+        timed = {OURS: "tasks.train's own steps, on a GPU replayed as CUDA graphs; its last layer stops at the answers"}
         timed |= {row.name: row.timed for row in self.rows}
         others = {row.name: row.provenance(origin) for row in self.rows}
         for name, times in self.times.items():

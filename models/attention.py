@@ -6,11 +6,11 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Generator, Tensor, nn
 
 from .architectures import SequenceConfig
-from .layers import initialise_by_fan_in, initialise_residual
+from .layers import initialise_by_fan_in, initialise_residual, taken
 
 XPOS_SCALE, XPOS_GAMMA = 512, 0.4
 # Half of this many positions away from the middle, xPos' scale nears the largest float32.
@@ -36,14 +36,22 @@ class Attention(nn.Module):
         initialise_residual(self.out_proj, config.n_layer, generator)
 
     def forward(
-        self, x: Float[Tensor, "b l d"], conv_state: None, scan_state: None, backend: str | None
-    ) -> tuple[Float[Tensor, "b l d"], None, None]:
-        """Mix a whole sequence, by torch's attention on any backend; ValueError past the positions there are."""
+        self,
+        x: Float[Tensor, "b l d"],
+        conv_state: None,
+        scan_state: None,
+        backend: str | None,
+        at: Int64[Tensor, " p"] | None = None,
+    ) -> tuple[Float[Tensor, "b l d"] | Float[Tensor, "p d"], None, None]:
+        """Mix a whole sequence, by torch's attention on any backend; ValueError past the positions there are.
+
+        at  flat positions of the outputs that are wanted; None: all
+        """
         q, k, v = (part.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for part in self.in_proj(x).chunk(3, -1))
         if self.positions in ("rotary", "xpos"):
             q, k = placed(q, k, decays=self.positions == "xpos")
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.out_proj(y.transpose(1, 2).flatten(2)), None, None
+        return self.out_proj(taken(y.transpose(1, 2).flatten(2), at)), None, None
 
 
 def placed(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from jaxtyping import Float, Inexact
+from jaxtyping import Float, Inexact, Int64
 from torch import Generator, Tensor, nn
 
 from ..ext import causal_conv1d
 from .architectures import SequenceConfig
-from .layers import HalvedLinear, initialise_by_fan_in, initialise_residual
+from .layers import HalvedLinear, gated, initialise_by_fan_in, initialise_residual, taken
 from .operators import make_operator
 
 
@@ -31,10 +31,14 @@ class Ungated(nn.Module):
         conv_state: Float[Tensor, "b 0 d"] | None,
         scan_state: Inexact[Tensor, "b d n"] | None,
         backend: str | None,
-    ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b 0 d"], Inexact[Tensor, "b d n"] | None]:
-        """Mix a chunk from this state (zeros for None); without a convolution, the first state is empty."""
+        at: Int64[Tensor, " p"] | None = None,
+    ) -> tuple[Float[Tensor, "b l d"] | Float[Tensor, "p d"], Float[Tensor, "b 0 d"], Inexact[Tensor, "b d n"] | None]:
+        """Mix a chunk from this state (zeros for None); without a convolution, the first state is empty.
+
+        at  flat positions of the outputs that are wanted; None: all
+        """
         y, scan_state = self.operator(x, scan_state, backend)
-        return self.out_proj(F.gelu(y)), x[:, :0], scan_state
+        return self.out_proj(F.gelu(taken(y, at))), x[:, :0], scan_state
 
     def empty_states(self, batch: int) -> tuple[Tensor, Tensor]:
         """The two states of `batch` rows that have read nothing."""
@@ -66,15 +70,16 @@ class Gated(nn.Module):
         conv_state: Float[Tensor, "b j d"] | None,
         scan_state: Inexact[Tensor, "b d n"] | None,
         backend: str | None,
-    ) -> tuple[Float[Tensor, "b l m"], Float[Tensor, "b j d"], Inexact[Tensor, "b d n"] | None]:
-        """Mix a chunk from these states (zeros for None); give the output and the states after it."""
-        u, z = self.in_proj.halves(x)
+        at: Int64[Tensor, " p"] | None = None,
+    ) -> tuple[Float[Tensor, "b l m"] | Float[Tensor, "p m"], Float[Tensor, "b j d"], Inexact[Tensor, "b d n"] | None]:
+        """Mix a chunk from these states (zeros for None); give the output, at these flat positions, and the states."""
+        u, z = self.in_proj.halves(x, at)
         u, conv_state = causal_conv1d(
             u, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation="silu", initial_state=conv_state,
             return_final_state=True, backend=backend,
         )  # fmt: skip
         y, scan_state = self.operator(u, scan_state, backend)
-        return self.out_proj(y * F.silu(z)), conv_state, scan_state
+        return self.out_proj(gated(taken(y, at), z)), conv_state, scan_state
 
     def empty_states(self, batch: int) -> tuple[Tensor, Tensor]:
         """The two states of `batch` rows that have read nothing."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float, Inexact
+from jaxtyping import Float, Inexact, Int64
 from torch import Generator, Tensor, nn
 
 from ..ext import causal_conv1d
 from .architectures import SequenceConfig
-from .layers import initialise_by_fan_in, initialise_residual
+from .layers import initialise_by_fan_in, initialise_residual, taken
 from .operators import make_operator
 
 
@@ -39,14 +39,15 @@ class H3(nn.Module):
         conv_state: Float[Tensor, "b j d"] | None,
         scan_state: Inexact[Tensor, "b d n"] | None,
         backend: str | None,
-    ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b j d"], Inexact[Tensor, "b d n"] | None]:
-        """Mix a chunk from these states (zeros for None); give the output and the states after it."""
+        at: Int64[Tensor, " p"] | None = None,
+    ) -> tuple[Float[Tensor, "b l d"] | Float[Tensor, "p d"], Float[Tensor, "b j d"], Inexact[Tensor, "b d n"] | None]:
+        """Mix a chunk from these states (zeros for None); give the output, at these flat positions, and the states."""
         q, k, v = self.in_proj(x).chunk(3, -1)
         k, conv_state = causal_conv1d(
             k, self.shift.weight.squeeze(1), initial_state=conv_state, return_final_state=True, backend=backend
         )
         y, scan_state = self.operator(k * v, scan_state, backend)
-        return self.out_proj(q * y), conv_state, scan_state
+        return self.out_proj(taken(q, at) * taken(y, at)), conv_state, scan_state
 
     def empty_states(self, batch: int) -> tuple[Tensor, Tensor]:
         """The two states of `batch` rows that have read nothing."""

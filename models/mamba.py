@@ -16,8 +16,10 @@ from .layers import (
     Embedding,
     HalvedLinear,
     RMSNorm,
+    gated,
     initialise_by_fan_in,
     initialise_residual,
+    taken,
     widened,
 )
 from .registry import MambaConfig
@@ -83,14 +85,19 @@ class MambaMixer(SelectiveSSM):
         scan_state: Inexact[Tensor, "s d n"] | None,
         cu_seqlens: Int32[Tensor, " s_plus_1"] | None,
         backend: str | None,
-    ) -> tuple[Float[Tensor, "b l m"], Float[Tensor, "s j d"], Inexact[Tensor, "s d n"]]:
-        """Mix a chunk from these states (zeros for None); give the output and the states after it."""
-        u, z = self.in_proj.halves(x)
+        at: Int64[Tensor, " p"] | None = None,
+    ) -> tuple[Float[Tensor, "b l m"] | Float[Tensor, "p m"], Float[Tensor, "s j d"], Inexact[Tensor, "s d n"]]:
+        """Mix a chunk from these states (zeros for None); give the output, at these flat positions, and the states."""
+        u, z = self.in_proj.halves(x, at)
         u, conv_state = causal_conv1d(
             u, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation="silu", initial_state=conv_state,
             cu_seqlens=cu_seqlens, return_final_state=True, backend=backend,
         )  # fmt: skip
-        y, scan_state = self.scan(u, z, scan_state, cu_seqlens, backend)
+        if at is None:
+            y, scan_state = self.scan(u, z, scan_state, cu_seqlens, backend)
+        else:
+            y, scan_state = self.scan(u, None, scan_state, cu_seqlens, backend)
+            y = gated(taken(y, at), z)
         return self.out_proj(y), conv_state, scan_state
 
     def step(
@@ -133,10 +140,11 @@ class MambaBlock(nn.Module):
         scan_state: Inexact[Tensor, "s d n"] | None = None,
         cu_seqlens: Int32[Tensor, " s_plus_1"] | None = None,
         backend: str | None = None,
-    ) -> tuple[Float[Tensor, "b l m"], Float[Tensor, "s j d"], Inexact[Tensor, "s d n"]]:
-        """The residual stream after this layer, and the layer's states after the chunk."""
-        mixed, *states = self.mixer(self.norm(residual, backend), conv_state, scan_state, cu_seqlens, backend)
-        return residual + mixed, *states
+        at: Int64[Tensor, " p"] | None = None,
+    ) -> tuple[Float[Tensor, "b l m"] | Float[Tensor, "p m"], Float[Tensor, "s j d"], Inexact[Tensor, "s d n"]]:
+        """The residual stream after this layer, at these flat positions, and the layer's states after the chunk."""
+        mixed, *states = self.mixer(self.norm(residual, backend), conv_state, scan_state, cu_seqlens, backend, at)
+        return taken(residual, at) + mixed, *states
 
     def step(
         self,
@@ -212,11 +220,11 @@ class Mamba(nn.Module):
         conv, scan = [], []
         for i, block in enumerate(self.layers):
             before = (None, None) if state is None else (state.conv[i], state.scan[i])
-            residual, conv_state, scan_state = block(residual, *before, cu_seqlens, self.backend)
+            # Of the last layer nothing else is read.
+            at = logits_at if i == self.config.n_layer - 1 else None
+            residual, conv_state, scan_state = block(residual, *before, cu_seqlens, self.backend, at)
             conv.append(conv_state)
             scan.append(scan_state)
-        if logits_at is not None:
-            residual = residual.flatten(0, 1)[logits_at]
         return self.lm_head(self.backbone.norm_f(residual, self.backend)), State(tuple(conv), tuple(scan))
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from .architectures import SequenceConfig, mixer
 from .attention import POSITIONS
-from .layers import Embedding, RMSNorm, initialise_by_fan_in
+from .layers import Embedding, RMSNorm, initialise_by_fan_in, taken
 from .mamba import State
 from .operators import make_block
 
@@ -24,11 +24,16 @@ class Layer(nn.Module):
         self.mixer: Any = make_block(config)
 
     def forward(
-        self, residual: Tensor, conv_state: Tensor | None, scan_state: Tensor | None, backend: str | None
+        self,
+        residual: Tensor,
+        conv_state: Tensor | None,
+        scan_state: Tensor | None,
+        backend: str | None,
+        at: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The residual stream after this layer, and the mixer's states after the chunk."""
-        mixed, *states = self.mixer(self.norm(residual, backend), conv_state, scan_state, backend)
-        return residual + mixed, *states
+        """The residual stream after this layer, at these flat positions, and the mixer's states after the chunk."""
+        mixed, *states = self.mixer(self.norm(residual, backend), conv_state, scan_state, backend, at)
+        return taken(residual, at) + mixed, *states
 
 
 class SequenceModel(nn.Module):
@@ -86,10 +91,10 @@ class SequenceModel(nn.Module):
         after = []
         for i, layer in enumerate(self._layers):
             before = (None, None) if state is None else (state.conv[i], state.scan[i])
-            residual, *states = layer(residual, *before, self.backend)
+            # Of the last layer nothing else is read.
+            at = logits_at if i == self.config.n_layer - 1 else None
+            residual, *states = layer(residual, *before, self.backend, at)
             after.append(states)
-        if logits_at is not None:
-            residual = residual.flatten(0, 1)[logits_at]
         logits = self.lm_head(self.norm_f(residual, self.backend))
         return logits, State(*zip(*after, strict=True)) if self.carries_state else None
 

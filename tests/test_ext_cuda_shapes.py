@@ -182,6 +182,13 @@ def test_what_a_released_model_asks_is_compiled_ahead_of_time(recorder, dtype, m
         given = u[None], weight, bias, state[:1], bounds, "silu"
         cuda_conv.conv_forward(*given)
         cuda_conv.conv_backward(u[None], state[:1], *given)
+    low = torch.zeros(1, rows, -(-r // 8) * 8 + 2 * n, dtype=dtype)
+    inner = torch.zeros(1, rows, d, dtype=dtype)
+    for gate in (z[None], None):
+        given = inner, inner, A, low[..., -2 * n : -n], low[..., -n:], D, gate, D, None, None, True, "euler"
+        cuda.scan_forward(*given)
+        y, final, states = cuda.scan_keeping(*given)
+        cuda.scan_backward(y, final, *given, states)
     residual, scale = torch.zeros(rows, m), torch.zeros(m, dtype=dtype)
     cuda_norm.norm_forward(residual, scale, 1e-5)
     cuda_norm.norm_backward(residual.to(dtype), residual, scale, 1e-5)

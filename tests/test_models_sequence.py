@@ -164,6 +164,23 @@ def test_logits_are_computed_where_asked(name):
     assert distance(model(row, logits_at=where)[0], want.flatten(0, 1)[where]) < 1e-12
 
 
+def learnt(model, logits):
+    loss = (logits * torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)).sum()
+    return torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, "with biases"])
+def test_gradients_are_those_of_all_logits(name):
+    config = replace(VARIANTS["mamba"], bias=True) if name == "with biases" else VARIANTS[name]
+    model, row = louder(config), ids(2, 7)
+    where = torch.tensor([0, 5, 13, 13])
+    want = learnt(model, model(row)[0].flatten(0, 1)[where])
+    found = learnt(model, model(row, logits_at=where)[0])
+    for (parameter, _), one, other in zip(model.named_parameters(), want, found, strict=True):
+        assert (one is None) == (other is None), parameter
+        assert one is None or distance(one, other) < 1e-12, parameter
+
+
 @pytest.mark.parametrize(
     ("positions", "limit", "message"),
     [
