@@ -10,7 +10,8 @@ from jaxtyping import Float, Int64
 from torch import Generator, Tensor, nn
 
 from .architectures import SequenceConfig
-from .layers import initialise_by_fan_in, initialise_residual, taken
+from .branches import taken
+from .layers import initialise_by_fan_in, initialise_residual
 
 XPOS_SCALE, XPOS_GAMMA = 512, 0.4
 # Half of this many positions away from the middle, xPos' scale nears the largest float32.

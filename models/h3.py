@@ -7,7 +7,8 @@ from torch import Generator, Tensor, nn
 
 from ..ext import causal_conv1d
 from .architectures import SequenceConfig
-from .layers import initialise_by_fan_in, initialise_residual, taken
+from .branches import taken
+from .layers import initialise_by_fan_in, initialise_residual
 from .operators import make_operator
 
 

@@ -25,11 +25,6 @@ def autocast(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
-def taken(x: Float[Tensor, "*batch m"], at: Int64[Tensor, " p"] | None) -> Tensor:
-    """The rows of x at these flat positions, (p m); all of x for None."""
-    return x if at is None else x.flatten(0, -2).index_select(0, at.to(x.device))
-
-
 def gated(y: Tensor, z: Tensor) -> Tensor:
     """y * silu(z), rounded once to y's dtype."""
     return (y * F.silu(z.to(widened(z.dtype)))).to(y.dtype)
@@ -79,55 +74,6 @@ class _Looked(torch.autograd.Function):
         symbols = torch.arange(ctx.symbols, device=grad.device)
         one_hot = (tokens.reshape(-1, 1) == symbols).to(grad.dtype)
         return None, one_hot.mT @ grad.flatten(0, -2)
-
-
-class HalvedLinear(nn.Linear):
-    """A linear map whose output's two halves go different ways: backward, their gradients are never joined.
-
-    torch's own `chunk` would copy both into one tensor first.
-    """
-
-    def halves(
-        self, input: Float[Tensor, "*batch m"], at: Int64[Tensor, " p"] | None = None
-    ) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "..."]]:
-        """The first half of the output's columns, and the second: at these flat positions, (p d), or all of it."""
-        if torch.is_grad_enabled() and self.weight.requires_grad:
-            bias = self.bias if self.bias is None else autocast(self.bias)
-            return _Halved.apply(autocast(input), autocast(self.weight), bias, at)  # pyright: ignore[reportReturnType]
-        return _halves(input, self.weight, self.bias, at)
-
-
-def _halves(x: Tensor, weight: Tensor, bias: Tensor | None, at: Tensor | None) -> tuple[Tensor, Tensor]:
-    if at is None:
-        first, second = F.linear(x, weight, bias).chunk(2, -1)
-        return first, second
-    upper, lower = weight.chunk(2)
-    one, other = (None, None) if bias is None else bias.chunk(2)
-    return F.linear(x, upper, one), F.linear(taken(x, at), lower, other)
-
-
-class _Halved(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, at: Tensor | None) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(x, weight, at)
-        return _halves(x, weight, bias, at)
-
-    @staticmethod
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *grads: Tensor
-    ) -> tuple[Tensor | None, Tensor, Tensor | None, None]:
-        x, weight, at = ctx.saved_tensors
-        rows = x.flatten(0, -2)
-        first, second = (grad.flatten(0, -2) for grad in grads)
-        upper, lower = weight.chunk(2)
-        needs_x, _, needs_bias, _ = ctx.needs_input_grad
-        dx = None
-        if needs_x:
-            dx = first @ upper
-            dx = dx.addmm_(second, lower) if at is None else dx.index_add_(0, at.to(dx.device), second @ lower)
-            dx = dx.view_as(x)
-        dbias = torch.cat((first.sum(0), second.sum(0))) if needs_bias else None
-        return dx, torch.cat((first.mT @ rows, second.mT @ taken(rows, at))), dbias, None
 
 
 class KeepsFloat32(nn.Module):

@@ -11,15 +11,14 @@ from jaxtyping import Float, Inexact, Int32, Int64
 from torch import Generator, Tensor, nn
 
 from ..ext import causal_conv1d, step_
+from .branches import HalvedLinear, taken, with_rows
 from .layers import (
     DeltaProjection,
     Embedding,
-    HalvedLinear,
     RMSNorm,
     gated,
     initialise_by_fan_in,
     initialise_residual,
-    taken,
     widened,
 )
 from .registry import MambaConfig
@@ -143,8 +142,9 @@ class MambaBlock(nn.Module):
         at: Int64[Tensor, " p"] | None = None,
     ) -> tuple[Float[Tensor, "b l m"] | Float[Tensor, "p m"], Float[Tensor, "s j d"], Inexact[Tensor, "s d n"]]:
         """The residual stream after this layer, at these flat positions, and the layer's states after the chunk."""
+        residual, rows = with_rows(residual, at)
         mixed, *states = self.mixer(self.norm(residual, backend), conv_state, scan_state, cu_seqlens, backend, at)
-        return taken(residual, at) + mixed, *states
+        return rows + mixed, *states
 
     def step(
         self,

@@ -10,6 +10,7 @@ from jaxtyping import Float, Inexact, Int32
 from torch import Generator, Tensor, nn
 
 from ..ext import selective_scan
+from .branches import with_product
 from .layers import DeltaProjection, DiagonalState, KeepsFloat32, StaticDelta, initialise_by_fan_in, widened
 from .registry import SelectiveSettings
 
@@ -58,16 +59,21 @@ class SelectiveSSM(DiagonalState, KeepsFloat32):
 
     def select(
         self, u: Float[Tensor, "*b l d"]
-    ) -> tuple[Float[Tensor, "*b l d"], Inexact[Tensor, "..."], Inexact[Tensor, "..."]]:
-        """Δ before its bias and softplus, B and C; a static B or C is (d n), a static Δ of stride 0."""
+    ) -> tuple[Float[Tensor, "*b l d"], Float[Tensor, "*b l d"], Inexact[Tensor, "..."], Inexact[Tensor, "..."]]:
+        """u, for the scan alone to read; Δ before its bias and softplus, B and C.
+
+        A static B or C is (d n), a static Δ of stride 0.
+        """
         rank, *others = self.settings.projected
         before = -rank % ALIGNED if u.dtype.itemsize == 2 else 0
         if self.x_proj is None:
             rows = u[..., :0]
         else:
-            rows = F.linear(u, F.pad(self.x_proj.weight, (0, 0, before, 0))) if before else self.x_proj(u)
+            weight = self.x_proj.weight
+            u, rows = with_product(u, F.pad(weight, (0, 0, before, 0)) if before else weight)
         low, B, C = rows.split((before + rank, *others), -1)
         return (
+            u,
             self.dt_proj(low),
             self._matrix(B if self.B is None else self.B),
             self._matrix(C if self.C is None else self.C),
@@ -82,7 +88,7 @@ class SelectiveSSM(DiagonalState, KeepsFloat32):
         backend: str | None,
     ) -> tuple[Float[Tensor, "b l d"], Inexact[Tensor, "s d n"]]:
         """The outputs of a chunk from this state (zeros for None), gated by z, and the state after it."""
-        delta, B, C = self.select(u)
+        u, delta, B, C = self.select(u)
         y, state = selective_scan(
             u, delta, self.A, B, C, self.D, z, self.dt_proj.bias, delta_softplus=True,
             discretisation=self.discretisation, initial_state=state, cu_seqlens=cu_seqlens,

@@ -10,7 +10,8 @@ from torch import Generator, Tensor, nn
 
 from .architectures import SequenceConfig, mixer
 from .attention import POSITIONS
-from .layers import Embedding, RMSNorm, initialise_by_fan_in, taken
+from .branches import with_rows
+from .layers import Embedding, RMSNorm, initialise_by_fan_in
 from .mamba import State
 from .operators import make_block
 
@@ -32,8 +33,9 @@ class Layer(nn.Module):
         at: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The residual stream after this layer, at these flat positions, and the mixer's states after the chunk."""
+        residual, rows = with_rows(residual, at)
         mixed, *states = self.mixer(self.norm(residual, backend), conv_state, scan_state, backend, at)
-        return taken(residual, at) + mixed, *states
+        return rows + mixed, *states
 
 
 class SequenceModel(nn.Module):

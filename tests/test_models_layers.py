@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mambalab.models.layers import Embedding, HalvedLinear
+from mambalab.models.layers import Embedding
 from torch import Generator, nn
 
 
@@ -43,32 +43,3 @@ def test_an_embedding_compiles_as_one_graph(unchecked):
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     grads = [torch.autograd.grad(call(tokens).square().sum(), module.weight)[0] for call in (module, compiled)]
     torch.testing.assert_close(*grads)
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [(5, 4), (2, 3, 4), (0, 4)], ids=str)
-@pytest.mark.parametrize("used", ["both", "first", "second"])
-def test_halves_of_a_linear_map_and_their_gradients_are_torchs(shape, bias, used):
-    generator = Generator().manual_seed(0)
-    module = HalvedLinear(4, 6, bias=bias, dtype=torch.float64)
-    x = torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_()
-    weights = torch.randn(2, *shape[:-1], 3, dtype=torch.float64, generator=generator)
-    leaves = x, *module.parameters()
-    found = []
-    for halves in (module.halves(x), module(x).chunk(2, -1)):
-        chosen = {"both": (0, 1), "first": (0,), "second": (1,)}[used]
-        loss = torch.stack([(halves[i] * weights[i]).sum() for i in chosen]).sum()
-        found.append((*halves, *torch.autograd.grad(loss, leaves)))
-    for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
-def test_halves_follow_autocast():
-    module = HalvedLinear(4, 6)
-    x = torch.randn(2, 4, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        first, second = module.halves(x)
-    assert first.dtype == second.dtype == torch.bfloat16
-    (first.float().sum() + second.float().sum()).backward()
-    assert module.weight.grad is not None
-    assert module.weight.grad.dtype == torch.float32

@@ -101,10 +101,10 @@ def test_gradients_reach_every_parameter(settings):
 
 def test_a_static_delta_is_one_number_a_channel_whatever_the_input():
     mixer = tiny(selective_delta=False).layers[0].mixer
-    delta, B, C = mixer.select(torch.randn(2, 7, 48, generator=torch.Generator().manual_seed(0)))
+    _, delta, B, C = mixer.select(torch.randn(2, 7, 48, generator=torch.Generator().manual_seed(0)))
     assert delta.stride() == (0, 0, 0)
     assert (B.shape, C.shape) == ((2, 7, 5), (2, 7, 5))
-    _, B, C = tiny(selective_B=False, selective_C=False).layers[0].mixer.select(torch.ones(2, 7, 48))
+    *_, B, C = tiny(selective_B=False, selective_C=False).layers[0].mixer.select(torch.ones(2, 7, 48))
     assert (B.shape, C.shape) == ((48, 5), (48, 5))
 
 
@@ -140,7 +140,7 @@ def test_a_fully_static_block_is_a_causal_convolution(A_init, discretisation):
     mixer = mixer.double()
     u = torch.randn(2, 11, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     got, _ = mixer.scan(u, None, None, None, None)
-    _, B, C = mixer.select(u)
+    *_, B, C = mixer.select(u)
     delta = F.softplus(mixer.dt_proj.bias)[:, None]
     decay = torch.exp(delta * mixer.A)
     written = delta * B if discretisation == "euler" else (decay - 1) / mixer.A * B
