@@ -103,13 +103,21 @@ def _print_report(runs: Sequence[Path], out: str | None, pairs: Sequence[tuple[s
 
 @cli.command()
 def models() -> None:
-    """The checkpoints known by name, with their shapes."""
+    """The models known by name, with their shapes: checkpoints, and the rows of the synthetic tasks' tables."""
+    from ..models import build, parameter_count
     from ..models.registry import SPECS
+    from ..models.synthetic import SYNTHETIC
 
     click.echo(f"{'name':<20} {'parameters':>14}  {'n_layer':>7} {'d_model':>7}  hub id")
     for spec in SPECS.values():
         shape = f"{spec.config.n_layer:>7} {spec.config.d_model:>7}"
         click.echo(f"{spec.name:<20} {spec.n_parameters:>14,}  {shape}  {spec.hub}")
+    click.echo("\nFor `train --model`, rows of the paper's tables 1 and 2:\n")
+    for row in SYNTHETIC.values():
+        count, shape = parameter_count(build(row.config, seed=None)), f"{row.config.n_layer:>7} {row.config.d_model:>7}"
+        told = f"{', '.join(row.row.values())}, table {row.table[-1]}"
+        paper = f" (the paper: {row.params})" if row.params else ""
+        click.echo(f"{row.name:<20} {count:>14,}  {shape}  {'. '.join(filter(None, [told + paper, row.note]))}")
 
 
 @cli.command()

@@ -55,7 +55,7 @@ _NOTES = {
     "h3": "d_state is not stated; 32 comes nearest to the paper's count.",
     "hyena": (
         "The paper's 69M are nearly all learnable encodings (2 layers of 2^20 positions of 33 numbers are 69.2M); "
-        "ours are computed, not learnt, and its filters are laid out for as many positions."
+        "ours are computed, not learnt, and the filters are laid out for as many positions."
     ),
     "mamba": "dt_rank 16 and an untied head, which give the paper's 74K; the released default of 4 gives 67,520.",
 }

@@ -153,6 +153,7 @@ ABLATIONS: Mapping[str, Ablation] = MappingProxyType(
                 for layer in layers
             ),
             source="Table 6",
+            remarks=("Rows of Table 1 as they are: S4 has 64 states a channel, S6 16.",),
         ),
         "recall": Ablation(
             title="Pairs recalled",

@@ -10,8 +10,9 @@ import pytest
 import torch
 from command import TOKENIZER, mambalab, process
 from mambalab.harness.task_files import TASKS
-from mambalab.models import checkpoint
+from mambalab.models import build, checkpoint, parameter_count
 from mambalab.models.registry import SPECS
+from mambalab.models.synthetic import SYNTHETIC
 from mambalab.reports import record
 
 
@@ -38,9 +39,18 @@ def of_both_layouts(places, tmp_path_factory) -> list[Path]:
 def test_models_lists_every_known_checkpoint():
     lines = mambalab("models").out.splitlines()
     for spec in SPECS.values():
-        (line,) = [line for line in lines if line.split()[0] == spec.name]
+        (line,) = [line for line in lines if line.split()[:1] == [spec.name]]
         assert f"{spec.n_parameters:,}" in line
         assert spec.hub in line
+
+
+def test_models_says_where_a_row_of_the_paper_differs():
+    lines = mambalab("models").out.splitlines()
+    for row in SYNTHETIC.values():
+        (line,) = [line for line in lines if line.split()[:1] == [row.name]]
+        assert f"{parameter_count(build(row.config, seed=None)):,}" in line
+        assert (row.params or "") in line
+        assert line.endswith(row.note)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["eval", "--help"]])
