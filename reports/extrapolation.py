@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import markdown, naming, published
 from .binomial import at_least
+from .naming import Marks, Named
 from .record import LEFT_OUT, SEQUENCES, TOKENS, Record, settings
 
 if TYPE_CHECKING:
@@ -28,15 +28,18 @@ def power(length: int) -> str:
 
 
 def report(records: Sequence[Record]) -> str:
-    """The tables by length and, where distances are counted, by distance, with their notes, as Markdown."""
-    parts = [markdown.table(by_length(records), left=["Model", "Length"])]
-    distances = by_distance(records)
-    if len(distances):
-        parts.append(markdown.table(distances, left=["Model", "Length"]))
-    return "\n\n".join([*parts, markdown.bullets(notes(records))]) + "\n"
+    """The tables of these records alone with their notes, as Markdown."""
+    marks = naming.marks(map(named, of_lengths(records)))
+    return f"{tables(records, marks)}\n\n{markdown.bullets([*notes(records, marks), *marks.legend])}\n"
 
 
-def by_length(records: Sequence[Record]) -> pd.DataFrame:
+def tables(records: Sequence[Record], marks: Marks) -> str:
+    """The table by length and, where distances are counted, the one by distance, as Markdown."""
+    made = [by_length(records, marks), by_distance(records, marks)]
+    return "\n\n".join(markdown.table(table, left=["Model", "Length"]) for table in made if len(table))
+
+
+def by_length(records: Sequence[Record], marks: Marks) -> pd.DataFrame:
     """A row a length: rows answered without an error, their fraction and its lower bound, speed; Table 2 beside it.
 
     Columns for the model, the seed and how it was trained, and for single answers, where there are several of each.
@@ -44,7 +47,7 @@ def by_length(records: Sequence[Record]) -> pd.DataFrame:
     import pandas as pd
 
     found = of_lengths(records)
-    name = _namer(found)
+    name = _namer(found, marks)
     answers = {_place(r): r for r in records if r.metric == TOKENS}
     table = []
     for r in found:
@@ -57,7 +60,7 @@ def by_length(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def by_distance(records: Sequence[Record]) -> pd.DataFrame:
+def by_distance(records: Sequence[Record], marks: Marks) -> pd.DataFrame:
     """A row a training and length, a column a distance: right answers of all whose query stands so far behind.
 
     Of each training the shortest length with an error and the longest, and no row of one without errors.
@@ -65,7 +68,7 @@ def by_distance(records: Sequence[Record]) -> pd.DataFrame:
     import pandas as pd
 
     found = with_distances(records)
-    name = _namer(of_lengths(records))
+    name = _namer(of_lengths(records), marks)
     shown = [r for group in _by_training(found) for r in _ends(group)]
     lows = sorted({low for r in shown for low, _, _ in r.setting["by_distance"]})
     lines = []
@@ -84,7 +87,7 @@ def with_distances(records: Sequence[Record]) -> list[Record]:
 def _by_training(found: Sequence[Record]) -> list[list[Record]]:
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for r in found:
-        groups.setdefault((*_training(r), *way_of(r)), []).append(r)
+        groups.setdefault((*_training(r), *naming.way_of(named(r))), []).append(r)
     return list(groups.values())
 
 
@@ -94,22 +97,21 @@ def _ends(group: Sequence[Record]) -> list[Record]:
     return list({r.setting["length"]: r for r in (wrong[0], group[-1])}.values()) if wrong else []
 
 
-def notes(records: Sequence[Record]) -> list[str]:
-    """How to read the tables, and what was trained."""
+def notes(records: Sequence[Record], marks: Marks) -> list[str]:
+    """How to read the tables, and how long was trained; what the marks stand for is not among them."""
     found = of_lengths(records)
     made = ["Right: sequences with every answer right, of all that were read; at least: exact one-sided 95 % bound."]
     made += [f"A guess among the symbols that can be asked for is right in {c:.1%}." for c in settings(found, "chance")]
     made += [f"Rows were read {power(n)} tokens at a time, with carried state." for n in settings(found, "chunk")]
-    marks = _marks(found)
     made += _about_distances(_by_training(with_distances(records)), marks)
-    made += dict.fromkeys(f"{marks[way_of(r)]} {_trained(r)}".strip() for r in found)
+    made += _trained(found, marks)
     rows = sorted({r.setting["published"] for r in found} - {None})
     if rows:
         made.append(f"Published: {', '.join(rows)} in the Mamba paper's Table 2 (its numbers: Table 11), % to 2^20.")
     return made
 
 
-def _about_distances(trainings: Sequence[Sequence[Record]], marks: Mapping[tuple[str, str], str]) -> Iterator[str]:
+def _about_distances(trainings: Sequence[Sequence[Record]], marks: Marks) -> Iterator[str]:
     """What the table by distance counts, and the trainings that need no row in it."""
     if any(map(_ends, trainings)):
         yield (
@@ -118,8 +120,35 @@ def _about_distances(trainings: Sequence[Sequence[Record]], marks: Mapping[tuple
         )
     without = [group[0] for group in trainings if not _ends(group)]
     if without:
-        names = dict.fromkeys(f"{r.model}, seed {r.seed} {marks[way_of(r)]}".strip() for r in without)
-        yield f"Right at every length that was read, whatever the distance: {'; '.join(names)}."
+        yield f"Right at every length that was read, whatever the distance: {'; '.join(_by_seed(without, marks))}."
+
+
+def _trained(found: Sequence[Record], marks: Marks) -> Iterator[str]:
+    """How many steps were done, and at which length."""
+    for steps, length in dict.fromkeys(map(_budget, found)):
+        trainings = [r for r in found if _budget(r) == (steps, length)]
+        yield f"Trained for {steps:,} steps at length {power(length)}: {'; '.join(_by_seed(trainings, marks))}."
+
+
+def _budget(r: Record) -> tuple[int, int]:
+    return (r.setting["steps_done"] or r.setting["training"]["steps"], r.setting["trained_length"])
+
+
+def _by_seed(trainings: Sequence[Record], marks: Marks) -> list[str]:
+    """A name for each model and way to train it, with its seeds."""
+    groups: dict[str, dict[int | None, None]] = {}
+    for r in trainings:
+        groups.setdefault(f"{r.model} {marks.of(named(r))}".strip(), {})[r.seed] = None
+    return [f"{name}, {seeds(list(group))}" for name, group in groups.items()]
+
+
+def seeds(found: Sequence[int | None]) -> str:
+    """How seeds are named.
+
+    >>> seeds([0]), seeds([0, 2])
+    ('seed 0', 'seeds 0, 2')
+    """
+    return f"seed{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}"
 
 
 def of_lengths(records: Sequence[Record]) -> list[Record]:
@@ -138,26 +167,18 @@ def _place(r: Record) -> tuple[Any, ...]:
     return (r.task, *_training(r), r.setting["length"])
 
 
-def way_of(r: Record) -> tuple[str, str]:
-    """Equal for records of models of one name that were trained in one way, whatever their seed."""
-    return (r.model, naming.key(r.setting["training"]))
+def named(r: Record) -> Named:
+    """The model that was measured, and the setting of its training."""
+    return (r.model, r.setting["training"])
 
 
-def _marks(records: Sequence[Record]) -> dict[tuple[str, str], str]:
-    """A mark for each way in which a model was trained; empty where there is one way alone."""
-    ways = list(dict.fromkeys(map(way_of, records)))
-    marks, _ = naming.marks([(model, json.loads(way)) for model, way in ways])
-    return dict(zip(ways, marks, strict=True))
-
-
-def _namer(found: Sequence[Record]) -> Callable[[Record], dict[str, Any]]:
+def _namer(found: Sequence[Record], marks: Marks) -> Callable[[Record], dict[str, Any]]:
     """The cells that tell trainings apart: model, seed and how it was trained, where there are several of each."""
     several = [name for name in ("model", "seed") if len({getattr(r, name) for r in found}) > 1]
-    marks = _marks(found)
 
     def cells(r: Record) -> dict[str, Any]:
-        mark = {"Trained": marks[way_of(r)]} if any(marks.values()) else {}
-        return {name.capitalize(): getattr(r, name) for name in several} | mark
+        mark = marks.of(named(r))
+        return {name.capitalize(): getattr(r, name) for name in several} | ({"Trained": mark} if mark else {})
 
     return cells
 
@@ -182,13 +203,3 @@ def _published(r: Record) -> str:
         return markdown.BLANK
     value = row[r.setting["length"]]
     return "out of memory" if value is None else markdown.fixed(value, 1)
-
-
-def _trained(r: Record) -> str:
-    training = r.setting["training"]
-    steps = r.setting["steps_done"] or training["steps"]
-    return (
-        f"{r.model}, seed {r.seed}: trained at length {power(r.setting['trained_length'])} for {steps:,} steps of "
-        f"{training['batch_size']} rows, learning rate {training['optimiser']['learning_rate']:g} "
-        f"({training['optimiser']['decay']})."
-    )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import learning, markdown, naming, published, training_runs
 from .canvas import GREY, blank, colours, look, percents, wrapped, write
-from .extrapolation import EXPERIMENT, of_lengths, power, way_of, with_distances
+from .extrapolation import EXPERIMENT, named, of_lengths, power, seeds, with_distances
 from .record import LEFT_OUT, SEQUENCES, TOKENS, Record
 from .runs import load_all, records_of
 
@@ -92,7 +92,7 @@ def _lines(records: Sequence[Record]) -> list[_Line]:
     """
     by_way: dict[tuple[str, str], dict[tuple[int | None, str | None], list[Record]]] = {}
     for r in records:
-        of_way = by_way.setdefault(way_of(r), {})
+        of_way = by_way.setdefault(naming.way_of(named(r)), {})
         of_way.setdefault((r.seed, r.setting.get("weights")), []).append(r)
     is_one = len(by_way) == 1
     hues = colours(len(next(iter(by_way.values()))) if is_one else len(by_way))
@@ -103,14 +103,10 @@ def _lines(records: Sequence[Record]) -> list[_Line]:
             style = {"color": hues[nth if is_one else i], "zorder": 3, "clip_on": False}
             style |= {"marker": MARKERS[(nth if is_one else i) % len(MARKERS)]}
             style |= {"markersize": max(3.0, 6.5 - 1.6 * len(made)), "linewidth": max(0.8, 2.0 - 0.6 * len(made))}
-            seeds = [seed] if is_one else [seed for seed, _ in of_way]
-            label = wrapped(f"{name}, {_seeds(seeds)}", WIDE) if is_one or not nth else UNLABELLED
+            shown = seeds([seed] if is_one else [seed for seed, _ in of_way])
+            label = wrapped(f"{name}, {shown}", WIDE) if is_one or not nth else UNLABELLED
             made.append(_Line(label=label, records=of_line, style=style))
     return made
-
-
-def _seeds(seeds: Sequence[int | None]) -> str:
-    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def _draw_published(axes: Axes, lines: Sequence[_Line]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 # Of a setting: what tells runs of one name apart, and what only says how often they are looked at.
@@ -129,16 +130,38 @@ def _name(one: Named, group: Sequence[Named]) -> str:
     return ", ".join([model, *own, *_differing(setting, alike)])
 
 
-def marks(named: Sequence[Named]) -> tuple[list[str], list[str]]:
-    """A mark for each training, of the way in which it was trained, and what each mark stands for.
+@dataclass(frozen=True)
+class Marks:
+    """A mark for each way in which the trainings of a report were done, and the line of its legend for each.
 
     Where all were trained in one way the marks are empty. How many steps were done is not told.
     """
-    ways = [_way(one, named) for one in named]
-    told = {way: f"({i})" for i, way in enumerate(dict.fromkeys(ways), start=1)}
-    if len(told) == 1:
-        return [""] * len(named), [f"Trained in {ways[0]}."]
-    return [told[way] for way in ways], [f"{mark}: {way}." for way, mark in told.items()]
+
+    by_way: Mapping[tuple[str, str], str]
+    legend: Sequence[str]
+
+    def of(self, named: Named) -> str:
+        """The mark of a training among those that were numbered."""
+        return self.by_way[way_of(named)]
+
+
+def way_of(named: Named) -> tuple[str, str]:
+    """Equal for models of one name that were trained in one way, whatever their seed."""
+    model, setting = named
+    return (model, key(setting))
+
+
+def marks(named: Iterable[Named]) -> Marks:
+    """The marks of these trainings, numbered in their order."""
+    distinct: dict[tuple[str, str], Named] = {}
+    for one in named:
+        distinct.setdefault(way_of(one), one)
+    group = list(distinct.values())
+    ways = {way: _way(one, group) for way, one in distinct.items()}
+    numbers = {way: f"({i})" for i, way in enumerate(dict.fromkeys(ways.values()), start=1)}
+    if len(numbers) == 1:
+        return Marks(dict.fromkeys(ways, ""), [f"Trained in {way}." for way in numbers])
+    return Marks({one: numbers[way] for one, way in ways.items()}, [f"{mark}: {way}." for way, mark in numbers.items()])
 
 
 def _way(one: Named, named: Sequence[Named]) -> str:

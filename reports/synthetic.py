@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from . import markdown, published
 from .extrapolation import power
-from .naming import key, marks
+from .naming import Marks, Named, key
 from .record import LEFT_OUT, PARAMETERS, SEQUENCES, SOLVED, SPEED, TOKENS, Record
 from .trained import Trained, without_empty
 
@@ -36,23 +36,28 @@ def _name(row: Mapping[str, str]) -> str:
     return published.mixer(row["arch"], row["layer"])
 
 
-def table1(runs: Sequence[Trained]) -> tuple[pd.DataFrame, list[str]]:
+def of_table1(runs: Iterable[Trained]) -> list[Trained]:
+    """Those of table 1, in the order of its rows."""
+    rows = [_name(row) for row in published.rows(TABLE1)]
+    found = [run for run in runs if is_table1(run)]
+    return sorted(found, key=lambda run: (rows.index(run.model), run.steps, run.seed or 0))
+
+
+def table1(runs: Sequence[Trained], marks: Marks) -> tuple[pd.DataFrame, list[str]]:
     """Every row of table 1 with each of our trainings of it, and the accuracy that the paper prints; and its notes."""
     import pandas as pd
 
-    rows = {_name(row): row for row in published.rows(TABLE1)}
-    ordered = sorted(runs, key=lambda run: (list(rows).index(run.model), run.steps, run.seed or 0))
-    trained_as, told = marks([run.named for run in ordered])
-    cells = [(run.model, _table1_cells(run, mark)) for run, mark in zip(ordered, trained_as, strict=True)]
+    cells = [(run.model, _table1_cells(run, marks.of(run.named))) for run in runs]
     table = []
-    for name, row in rows.items():
+    for row in published.rows(TABLE1):
+        name = _name(row)
         names = {"Model": row["model"] or "-", "Architecture": row["arch"], "Layer": row["layer"]}
         printed = {"Published %": markdown.fixed(float(row["accuracy_pct"]), 1)}
         ours = [own for model, own in cells if model == name] or [{"Answers right %": NOT_RUN, "Trained": None}]
         table += [names | printed | own for own in ours]
     columns = ["Model", "Architecture", "Layer", "Answers right %", "Sequences right %", "Published %", "Trained"]
     columns += ["Seed", "Steps", "Steps to solved", "Minutes", "Steps/s", "Parameters"]
-    return without_empty(pd.DataFrame(table, columns=columns, dtype=object), "Trained"), [*_table1_notes(runs), *told]
+    return without_empty(pd.DataFrame(table, columns=columns, dtype=object), "Trained"), _table1_notes(runs)
 
 
 def _table1_cells(run: Trained, mark: str) -> dict[str, str]:
@@ -97,30 +102,57 @@ class Reach:
     sequences: Mapping[int, int]
     cells: Mapping[int, float | str]
 
+    @property
+    def named(self) -> Named:
+        return (self.model, self.setting)
+
+
+Trainings = Mapping[tuple[Any, ...], Sequence[Trained]]
+
+
+def _by_what_is_told(trainings: Iterable[Trained]) -> Trainings:
+    """The trainings by all that a record of extrapolation says of the one behind it."""
+    found: dict[tuple[Any, ...], list[Trained]] = {}
+    for run in trainings:
+        found.setdefault((run.model, run.seed, run.steps, key(run.setting)), []).append(run)
+    return found
+
+
+def _training_of(r: Record, trainings: Trainings) -> Trained | None:
+    found = trainings.get((r.model, r.seed, r.setting["steps_done"], key(r.setting["training"])), ())
+    return found[0] if len(found) == 1 else None
+
+
+def as_done(records: Iterable[Record], trainings: Iterable[Trained]) -> list[Record]:
+    """Records of extrapolation, each with the setting of its training as it took effect where that was done.
+
+    Where a model was trained, only its own records know.
+    """
+    told = _by_what_is_told(trainings)
+    found = [(r, _training_of(r, told)) for r in records]
+    return [replace(r, setting={**r.setting, "training": run.done_as}) if run else r for r, run in found]
+
 
 def reaches(records: Iterable[Record], trainings: Sequence[Trained] = ()) -> list[Reach]:
     """The models behind records of extrapolation: in the order of the paper's table, then others, by name and seed.
 
     ValueError for a length measured twice.
     """
-    named: dict[tuple[Any, ...], list[Trained]] = {}
-    for run in trainings:
-        named.setdefault((run.model, run.seed, run.steps, key(run.setting)), []).append(run)
+    told = _by_what_is_told(trainings)
     found: dict[tuple[Any, ...], list[Record]] = {}
     for r in records:
         if r.metric in (SEQUENCES, LEFT_OUT):
             own = (r.model, r.seed, r.setting["steps_done"], r.setting["weights"], r.provenance["backend"])
             found.setdefault(own, []).append(r)
     place = {row["model"]: i for i, row in enumerate(published.rows(TABLE2))}
-    made = [_reach(group, named) for group in found.values()]
+    made = [_reach(group, told) for group in found.values()]
     return sorted(made, key=lambda one: (place.get(one.published or "", len(place)), one.model, one.seed or 0))
 
 
-def _reach(group: Sequence[Record], named: Mapping[tuple[Any, ...], Sequence[Trained]]) -> Reach:
+def _reach(group: Sequence[Record], trainings: Trainings) -> Reach:
     first = group[0]
-    setting, steps = first.setting["training"], first.setting["steps_done"]
-    trainings = named.get((first.model, first.seed, steps, key(setting)), ())
-    training = trainings[0] if len(trainings) == 1 else None
+    setting = first.setting["training"]
+    training = _training_of(first, trainings)
     measured = [r for r in group if r.metric == SEQUENCES]
     values = {r.setting["length"]: r.value for r in measured}
     if len(values) < len(measured):
@@ -131,8 +163,7 @@ def _reach(group: Sequence[Record], named: Mapping[tuple[Any, ...], Sequence[Tra
         published=first.setting.get("published"),
         variant=", early trigger" if setting.get("task", {}).get("trigger") == "early" else "",
         seed=first.seed,
-        steps=steps,
-        # Where it was trained, only its own records know.
+        steps=first.setting["steps_done"],
         setting=training.done_as if training else setting,
         training=training,
         sequences={r.setting["length"]: r.n for r in measured},
@@ -140,21 +171,20 @@ def _reach(group: Sequence[Record], named: Mapping[tuple[Any, ...], Sequence[Tra
     )
 
 
-def table2(found: Sequence[Reach]) -> tuple[pd.DataFrame, list[str]]:
+def table2(found: Sequence[Reach], marks: Marks) -> tuple[pd.DataFrame, list[str]]:
     """Every model of table 2, ours by seed over the paper's line; then models that the paper has not; and its notes."""
     import pandas as pd
 
     printed = _table2_published()
     lengths = sorted({n for one in found for n in one.cells} | {n for row in printed.values() for n in row})
-    trained_as, told = marks([(one.model, one.setting) for one in found])
-    ours = [(one, _table2_line(one, mark, lengths)) for one, mark in zip(found, trained_as, strict=True)]
+    ours = [(one, _table2_line(one, marks.of(one.named), lengths)) for one in found]
     table = []
     for name, row in printed.items():
         table += [line for one, line in ours if one.published == name] or [_line(name, NOT_RUN, {}, {}, lengths)]
         parameters = {"Parameters": published.table2_parameters(name)}
         table.append(_line(name, "paper", parameters, row, lengths))
     table += [line for one, line in ours if one.published not in printed]
-    return without_empty(pd.DataFrame(table, dtype=object), "Trained"), [*_table2_notes(found), *told]
+    return without_empty(pd.DataFrame(table, dtype=object), "Trained"), _table2_notes(found)
 
 
 def _table2_published() -> dict[str, dict[int, str]]:

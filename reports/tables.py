@@ -11,13 +11,12 @@ from . import (
     ablations,
     bad_input,
     bench,
-    extrapolation,
     markdown,
     paired,
     parity,
     provenance,
-    synthetic,
     training_runs,
+    training_sections,
     zero_shot,
 )
 from .bench import bench_table
@@ -25,9 +24,8 @@ from .jsonl import write_whole
 from .published import scale
 from .record import Record
 from .runs import ZERO_SHOT, Run, labels, load_all, records_of
+from .section import Section, plain_lines
 from .trained import EXPERIMENT as TRAINING
-from .trained import Trained, trained, training_table
-from .trained import lines as training_lines
 from .training_runs import TrainingRun
 from .zero_shot import zero_shot_long, zero_shot_table
 
@@ -63,25 +61,6 @@ class Report:
                 write_whole(Path(directory) / name, text)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """One experiment's part of a report; `lines` are its numbers for the CSV."""
-
-    title: str
-    table: str = ""
-    notes: Sequence[str] = ()
-    details: str = ""
-    lines: Sequence[dict[str, Any]] = ()
-
-    def short(self) -> str:
-        parts = [self.table, markdown.bullets(self.notes)]
-        return "\n\n".join(part for part in parts if part) + "\n"
-
-    def full(self) -> str:
-        parts = [f"## {self.title}", self.short().strip(), self.details]
-        return "\n\n".join(part for part in parts if part) + "\n"
-
-
 def report(paths: Sequence[Path | str], *, pairs: Pairs = ()) -> Report:
     """The report over every run at the given paths.
 
@@ -97,7 +76,9 @@ def report(paths: Sequence[Path | str], *, pairs: Pairs = ()) -> Report:
     experiments = dict.fromkeys(r.experiment for run in runs for r in run.records)
     if training_runs.so_far(logs, ()):
         experiments |= {TRAINING: None}
-    sections = [section for experiment in experiments for section in _whole_sections(experiment, runs, logs)]
+    together = training_sections.EXPERIMENTS
+    asked = dict.fromkeys(training_sections.TOGETHER if name in together else name for name in experiments)
+    sections = [section for experiment in asked for section in _whole_sections(experiment, runs, logs)]
     sections += _unfinished_sections(logs)
     compared, paired_lines = _comparisons(runs, pairs)
     return Report(
@@ -155,12 +136,9 @@ def _whole_sections(experiment: str, runs: Sequence[Run], logs: Sequence[Trainin
 def _sections(experiment: str, runs: Sequence[Run], logs: Sequence[TrainingRun]) -> list[Section]:
     if experiment == ZERO_SHOT:
         return [_zero_shot_section(runs)]
+    if experiment == training_sections.TOGETHER:
+        return training_sections.sections(runs, logs)
     records = records_of(runs, experiment)
-    if experiment == TRAINING:
-        finished = trained(records)
-        return _training_sections([*finished, *training_runs.so_far(logs, finished)])
-    if experiment == extrapolation.EXPERIMENT:
-        return _extrapolation_sections(records, records_of(runs, TRAINING))
     if ablation := ablations.name_of(experiment):
         return [_ablation_section(one) for one in ablations.found(ablation, records)]
     if experiment == parity.EXPERIMENT:
@@ -199,7 +177,7 @@ def _parity_section(records: Sequence[Record]) -> Section:
         title="Agreement with the stock adapter",
         table=markdown.table(parity.parity_table(records), left=("Model", "Task", "Near ties")),
         notes=parity.notes(records),
-        lines=_plain_lines(records),
+        lines=plain_lines(records),
     )
 
 
@@ -208,43 +186,8 @@ def _bad_input_section(records: Sequence[Record]) -> Section:
         title="Bad input",
         table=markdown.table(bad_input.bad_input_table(records), left=("Kind", "Damage")),
         notes=bad_input.notes(records),
-        lines=_plain_lines(records),
+        lines=plain_lines(records),
     )
-
-
-def _training_sections(runs: Sequence[Trained]) -> list[Section]:
-    """Table 1, of what belongs there; then whatever else was trained."""
-    copying = [run for run in runs if synthetic.is_table1(run)]
-    others = [run for run in runs if not synthetic.is_table1(run)]
-    made = []
-    if copying:
-        table, notes = synthetic.table1(copying)
-        text = markdown.table(table, left=("Model", "Architecture", "Layer"))
-        title = "Selective copying (Table 1)"
-        made.append(Section(title=title, table=text, notes=notes, lines=training_lines(copying)))
-    if others:
-        table, notes = training_table(others)
-        text = markdown.table(table, left=("Model", "Task"))
-        made.append(Section(title="Training", table=text, notes=notes, lines=training_lines(others)))
-    return made
-
-
-def _extrapolation_sections(records: Sequence[Record], training: Sequence[Record]) -> list[Section]:
-    """Table 2, of induction heads, with what the records of their training tell; then other tasks."""
-    heads = [r for r in records if r.task == synthetic.INDUCTION_HEADS]
-    others = [r for r in records if r.task != synthetic.INDUCTION_HEADS]
-    found = synthetic.reaches(heads, trained(training))
-    made = []
-    if heads:
-        table, notes = synthetic.table2(found)
-        table2 = markdown.table(table, left=("Model", "Measured"))
-        details = extrapolation.report(heads)
-        title, numbers = "Induction heads (Table 2)", synthetic.reach_lines(found)
-        made.append(Section(title=title, table=table2, notes=notes, details=details, lines=numbers))
-    if others:
-        table = extrapolation.report(others).strip()
-        made.append(Section(title="Accuracy by length", table=table, lines=_plain_lines(others)))
-    return made
 
 
 def _ablation_section(one: ablations.Found) -> Section:
@@ -266,13 +209,8 @@ def _plain_section(experiment: str, records: Sequence[Record]) -> Section:
     return Section(
         title=experiment.capitalize(),
         table=markdown.table(plain_table(records), left=("Model", "Task", "Setting", "Backend")),
-        lines=_plain_lines(records),
+        lines=plain_lines(records),
     )
-
-
-def _plain_lines(records: Sequence[Record]) -> list[dict[str, Any]]:
-    kept = ("model", "task", "metric", "value", "stderr", "n")
-    return [{name: getattr(r, name) for name in kept} for r in records]
 
 
 def _comparisons(runs: Sequence[Run], pairs: Pairs) -> tuple[list[str], list[dict[str, Any]]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import markdown
-from .naming import Named, at, in_effect, length, marks
+from .naming import Marks, Named, at, in_effect, length
 from .record import (
     DIVERGED,
     PARAMETERS,
@@ -116,18 +116,21 @@ def _one(group: Sequence[Record]) -> Trained:
     )
 
 
-def training_table(runs: Iterable[Trained]) -> tuple[pd.DataFrame, list[str]]:
-    """A row a training, by task, length, model and seed, and notes on how they were trained."""
+def ordered(runs: Iterable[Trained]) -> list[Trained]:
+    """By task, length, model and seed, as their table has them."""
+    return sorted(runs, key=lambda run: (run.task, length(run.setting), run.model, run.seed or 0, run.steps))
+
+
+def training_table(runs: Sequence[Trained], marks: Marks) -> tuple[pd.DataFrame, list[str]]:
+    """A row a training, and notes on what was measured."""
     import pandas as pd
 
-    ordered = sorted(runs, key=lambda run: (run.task, length(run.setting), run.model, run.seed or 0, run.steps))
-    trained_as, notes = marks([run.named for run in ordered])
     table = [
         {
             "Model": run.model,
             "Task": run.task,
             "Length": markdown.count(length(run.setting)),
-            "Trained": mark,
+            "Trained": marks.of(run.named),
             "Seed": str(run.seed),
             "Batch": markdown.count(run.asked("batch_size")),
             "Steps": run.done,
@@ -139,14 +142,14 @@ def training_table(runs: Iterable[Trained]) -> tuple[pd.DataFrame, list[str]]:
             "Minutes": run.minutes,
             "Parameters": run.count(PARAMETERS),
         }
-        for run, mark in zip(ordered, trained_as, strict=True)
+        for run in runs
     ]
-    sequences = sorted({run.asked("sequences") for run in ordered})
+    sequences = sorted({run.asked("sequences") for run in runs})
     counted = f"Right: of a fixed set of {markdown.either(sequences)} sequences."
-    apart = sorted({run.asked("evaluate_every") for run in ordered})
+    apart = sorted({run.asked("evaluate_every") for run in runs})
     every = f"there is one every {markdown.either(apart)} steps"
     solved = f"Solved: the first measurement that found every sequence right; {every}."
-    return without_empty(pd.DataFrame(table), "Trained"), [counted, solved, *notes]
+    return without_empty(pd.DataFrame(table), "Trained"), [counted, solved]
 
 
 def without_empty(table: pd.DataFrame, column: str) -> pd.DataFrame:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from mambalab.reports import extrapolation, figures
+from mambalab.reports import extrapolation, figures, naming
 from mambalab.reports.binomial import at_least
 from mambalab.reports.record import Record
 from scipy.stats import beta
@@ -59,6 +60,11 @@ def left_out(length: int, why: str = "out of memory", **names: Any) -> Record:
     )
 
 
+def shown(make: Callable[..., Any], records: Sequence[Record]) -> Any:
+    """A table or the notes of records that stand in a report alone."""
+    return make(records, naming.marks(map(extrapolation.named, records)))
+
+
 PERFECT = [one(2**e) for e in range(6, 21)]
 MISSED = [one(256), one(1024, 250), one(2048, 128)]
 ATTENTION = [one(256, model="mha-abs", published="MHA-Abs"), left_out(2**15, model="mha-abs", published="MHA-Abs")]
@@ -77,7 +83,7 @@ def test_a_count_that_is_none_is_refused(right, of):
 
 
 def test_a_length_has_its_count_its_bound_its_speed_and_the_published_number():
-    lines = extrapolation.by_length(MISSED).to_dict("records")
+    lines = shown(extrapolation.by_length, MISSED).to_dict("records")
     assert lines[1] == {
         "Length": "2^10",
         "Right": "250 of 256",
@@ -90,7 +96,7 @@ def test_a_length_has_its_count_its_bound_its_speed_and_the_published_number():
 
 
 def test_a_length_left_out_has_its_reason_and_no_number():
-    lines = extrapolation.by_length([*MISSED, *ATTENTION]).to_dict("records")
+    lines = shown(extrapolation.by_length, [*MISSED, *ATTENTION]).to_dict("records")
     assert [line["Model"] for line in lines] == ["mamba"] * 3 + ["mha-abs"] * 2
     last = {name: value for name, value in lines[-1].items() if value != "—"}
     assert last == {
@@ -102,7 +108,7 @@ def test_a_length_left_out_has_its_reason_and_no_number():
 
 
 def test_distances_are_shown_of_the_shortest_length_with_an_error_and_of_the_longest():
-    frame = extrapolation.by_distance([one(256), one(512, 200), one(1024, 50), one(2048)])
+    frame = shown(extrapolation.by_distance, [one(256), one(512, 200), one(1024, 50), one(2048)])
     assert frame.to_dict("records") == [
         {"Length": "2^9", "2^7": "100/100", "2^8": "100/156", "2^9": "—", "2^10": "—"},
         {"Length": "2^11", "2^7": "—", "2^8": "—", "2^9": "100/100", "2^10": "156/156"},
@@ -110,12 +116,12 @@ def test_distances_are_shown_of_the_shortest_length_with_an_error_and_of_the_lon
 
 
 def test_a_longest_length_that_is_the_only_one_with_an_error_has_one_row():
-    assert list(extrapolation.by_distance([one(256), one(512, 200)])["Length"]) == ["2^9"]
+    assert list(shown(extrapolation.by_distance, [one(256), one(512, 200)])["Length"]) == ["2^9"]
 
 
 def test_trainings_without_an_error_are_named_in_place_of_rows():
     mixed = [*PERFECT, one(256, seed=1), one(512, 200, seed=1)]
-    assert list(extrapolation.by_distance(mixed)["Seed"]) == [1]
+    assert list(shown(extrapolation.by_distance, mixed)["Seed"]) == [1]
     told = "- Right at every length that was read, whatever the distance: mamba, seed 0.\n"
     assert told in extrapolation.report(mixed)
     text = extrapolation.report(PERFECT)
@@ -127,7 +133,23 @@ def test_trainings_without_an_error_are_named_in_place_of_rows():
 def test_the_report_says_how_the_model_was_trained():
     text = extrapolation.report(PERFECT)
     assert "| 2^20     | 256 of 256 |       100.00 |        98.84 |" in text
-    assert "mamba, seed 0: trained at length 2^8 for 4,000 steps of 8 rows, learning rate 0.001 (constant)." in text
+    assert text.splitlines()[-3:] == [
+        "- Trained for 4,000 steps at length 2^8: mamba, seed 0.",
+        "- Published: Mamba in the Mamba paper's Table 2 (its numbers: Table 11), % to 2^20.",
+        "- Trained in batches of 8, Adam at 0.001, constant.",
+    ]
+
+
+def test_how_a_model_was_trained_is_told_as_of_any_training():
+    short_first = TRAINING | {"curriculum": [[1024, 16], [1024, 64]], "matmul": "tf32"}
+    told = extrapolation.report([one(256), one(512, training=short_first), one(512, seed=1, training=short_first)])
+    assert told.splitlines()[-4:] == [
+        "- Trained for 4,000 steps at length 2^8: mamba (1), seed 0; mamba (2), seeds 0, 1.",
+        "- Published: Mamba in the Mamba paper's Table 2 (its numbers: Table 11), % to 2^20.",
+        f"- (1): {naming.how(TRAINING)}.",
+        f"- (2): {naming.how(short_first)}.",
+    ]
+    assert "first 1,024 steps at length 16 and 1,024 steps at length 64" in told
 
 
 def test_other_records_make_no_table():
@@ -135,7 +157,7 @@ def test_other_records_make_no_table():
         experiment="x", model="m", task="t", metric="acc", value=1, n=1, setting={}, provenance={"backend": "cpu"}
     )
     with pytest.raises(ValueError, match="no records of accuracy by length"):
-        extrapolation.by_length([other])
+        extrapolation.report([other])
 
 
 def curves(figure: Any) -> dict[str, Any]:
@@ -186,22 +208,20 @@ def test_trainings_of_one_model_and_seed_are_rows_of_their_own_with_a_mark_of_ea
     first = [one(256, 64, weights="a"), one(512, 128, weights="a")]
     both = [*first, *(replace(r, setting={**r.setting, "weights": "b", "training": wider}) for r in first)]
     answers = [replace(r, metric="token accuracy", value=1 - i / 4, n=512) for i, r in enumerate(both)]
-    lines = extrapolation.by_length([*answers, *both]).to_dict("records")
+    lines = shown(extrapolation.by_length, [*answers, *both]).to_dict("records")
     assert [(line["Trained"], line["Length"], line["Answers right %"]) for line in lines] == [
         ("(1)", "2^8", "100.00"),
         ("(1)", "2^9", "75.00"),
         ("(2)", "2^8", "50.00"),
         ("(2)", "2^9", "25.00"),
     ]
-    assert extrapolation.by_distance(both)[["Trained", "Length"]].to_numpy().tolist() == [
+    assert shown(extrapolation.by_distance, both)[["Trained", "Length"]].to_numpy().tolist() == [
         ["(1)", "2^8"],
         ["(1)", "2^9"],
         ["(2)", "2^8"],
         ["(2)", "2^9"],
     ]
-    told = [note for note in extrapolation.notes(both) if "trained" in note]
-    assert [note[:19] for note in told] == ["(1) mamba, seed 0: ", "(2) mamba, seed 0: "]
-    assert "of 32 rows" in told[1]
+    assert "- (2): batches of 32, Adam at 0.001, constant.\n" in extrapolation.report(both)
 
 
 def test_trainings_of_one_model_and_seed_are_lines_of_their_own_and_say_what_they_differ_in():
@@ -232,6 +252,8 @@ def test_lines_that_lie_on_each_other_differ_in_colour_mark_and_width():
 
 
 def test_trainings_of_one_name_and_seed_have_rows_each():
-    table = extrapolation.by_distance([one(1024, 200, weights="a"), one(1024, 100, weights="b"), one(1024, 9, seed=1)])
+    table = shown(
+        extrapolation.by_distance, [one(1024, 200, weights="a"), one(1024, 100, weights="b"), one(1024, 9, seed=1)]
+    )
     rows = table[["Seed", "Length", "2^9"]].to_numpy().tolist()
     assert rows == [[0, "2^10", "100/156"], [0, "2^10", "0/156"], [1, "2^10", "0/156"]]

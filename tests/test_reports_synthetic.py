@@ -11,12 +11,12 @@ import pytest
 from command import mambalab
 from mambalab.models.synthetic import SYNTHETIC
 from mambalab.reports import published, record, synthetic
-from mambalab.reports.naming import how
+from mambalab.reports.naming import marks
 from mambalab.reports.record import Record
 from mambalab.reports.tables import report
 from mambalab.reports.trained import trained
 from mambalab.tasks.recipes import Optimiser, Recipe, recipe, to_json, with_model
-from reports_cases import narrow, some_record, write_lines
+from reports_cases import csv_rows, narrow, some_record, write_lines
 
 
 def training(recipe: Recipe, model: str, steps_done: int | None = None, **values: float) -> list[Record]:
@@ -115,7 +115,7 @@ def test_our_names_of_the_rows_of_table_1_are_the_models():
     rows = [row for row in SYNTHETIC.values() if row.table == "table1"]
     runs = trained([r for row in rows for r in training(with_model(COPYING, row.name), row.name, token_accuracy=1.0)])
     assert all(map(synthetic.is_table1, runs))
-    made, _ = synthetic.table1(runs)
+    made, _ = synthetic.table1(synthetic.of_table1(runs), marks(run.named for run in runs))
     assert list(made["Answers right %"]) == ["100.00"] * len(published.rows("table1.csv"))
     assert [(arch, layer) for arch, layer in zip(made["Architecture"], made["Layer"], strict=True)] == [
         (row.row["arch"], row.row["layer"]) for row in rows
@@ -206,26 +206,6 @@ def test_a_row_of_table_1_may_be_unfinished_where_another_names_its_model(tmp_pa
     assert "step 120,000 of 400,000 after 10.0 minutes, 62.50 % of answers" in lines[-1]
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({}, "batches of 64, Adam at 0.0001, constant"),
-        ({"batch_size": 8, "optimiser": Optimiser(weight_decay=0.1)}, "batches of 8, AdamW at 0.001, constant"),
-        (
-            {"optimiser": Optimiser(decay="linear", decay_steps=1000, warmup=20, clip=1.0)},
-            "batches of 64, Adam at 0.001, linear decay over the last 1,000 steps after 20 steps of warm-up, "
-            "gradients clipped to 1",
-        ),
-        (
-            {"curriculum": ((1000, 20), (500, 64))},
-            "batches of 64, Adam at 0.0001, constant, first 1,000 steps at length 20 and 500 steps at length 64",
-        ),
-    ],
-)
-def test_a_note_says_how_it_was_trained(changes, says):
-    assert how(to_json(replace(COPYING, **changes))) == says
-
-
 def test_table_2_has_ours_over_the_papers_line(tmp_path):
     records = [
         *reading("mamba", {64: 1.0, 128: 255 / 256, 2**21: 0.5}, seed=1),
@@ -235,7 +215,7 @@ def test_table_2_has_ours_over_the_papers_line(tmp_path):
     ]
     records += training(HEADS, "mamba", 2500, parameters=73664, training_seconds=90.0)
     text = table(tmp_path, records)
-    lines = text[: text.index("\n\n|")].splitlines()
+    lines = text[text.index("| Model | Measured") :].splitlines()
     lengths = " | ".join(f"2^{i}" for i in range(6, 22))
     assert lines[0] == f"| Model | Measured | Parameters | Steps | Minutes | n | {lengths} |"
     unmeasured = " | ".join(["—"] * 13)
@@ -259,8 +239,35 @@ def test_table_2_has_ours_over_the_papers_line(tmp_path):
         "not known from these records.",
         "- Paper: arXiv:2312.00752v2, Table 11 (the numbers of Table 2), trained at length 256; its parameters as "
         "printed. oom: out of memory.",
-        "- Trained in batches of 8, Adam at 0.001, constant.",
+        "- Trained: as told under “Training”.",
     ]
+
+
+def test_a_way_to_train_has_one_number_in_all_tables_of_a_report_and_is_told_once(tmp_path):
+    short_first, wide = replace(HEADS, curriculum=((1024, 16),)), replace(HEADS, batch_size=32)
+    ways = (short_first, wide, HEADS)
+    near = [r for one in ways for r in training(one, "mamba", 2500, token_accuracy=1.0)]
+    far = [
+        r
+        for name, one in zip("bca", (wide, HEADS, short_first), strict=True)
+        for r in reading("mamba", {64: 0.5}, training=to_json(one), weights=name, by_distance=[[16, 3, 4]])
+    ]
+    record.write(tmp_path / "records.jsonl", [*near, *far, *training(COPYING, "mamba-s6")])
+    text = narrow(report([tmp_path]).markdown)
+    copying, heads, table2 = text.split("\n## ")[:3]
+    assert "| Mamba | Mamba | S6 | — | 50.00 | 99.8 | (1) |" in copying
+    assert [line for line in text.splitlines() if line.startswith("- (")] == [
+        "- (1): batches of 64, Adam at 0.0001, constant.",
+        "- (2): batches of 8, Adam at 0.001, constant, first 1,024 steps at length 16.",
+        "- (3): batches of 32, Adam at 0.001, constant.",
+        "- (4): batches of 8, Adam at 0.001, constant.",
+    ]
+    assert [line.split(" | ")[3] for line in heads.splitlines() if line.startswith("| mamba")] == ["(2)", "(3)", "(4)"]
+    ours = [line.split(" | ")[2] for line in table2.splitlines() if line.startswith("| Mamba | seed")]
+    by_length = [line.split(" | ")[0] for line in table2.splitlines() if line.startswith("| (")]
+    assert (ours, by_length) == (["(3)", "(4)", "(2)"], ["| (2)", "| (3)", "| (4)"] * 2)
+    assert "Trained for 2,500 steps at length 2^8: mamba (2), seed 0; mamba (3), seed 0; mamba (4), seed 0." in table2
+    assert [part.count("- Trained: as told under “Selective copying (Table 1)”.") for part in (heads, table2)] == [1, 1]
 
 
 def test_a_training_that_may_be_one_of_two_tells_nothing_of_a_row_of_table_2():
@@ -273,7 +280,8 @@ def test_a_training_that_may_be_one_of_two_tells_nothing_of_a_row_of_table_2():
 
 def test_the_number_of_sequences_of_each_model_is_in_table_2():
     few, many = reading("mamba", {64: 1.0}), reading("mamba", {128: 1.0})
-    frame, _ = synthetic.table2(synthetic.reaches([replace(few[0], n=4), *many]))
+    found = synthetic.reaches([replace(few[0], n=4), *many])
+    frame, _ = synthetic.table2(found, marks(one.named for one in found))
     assert "4 to 256" in list(frame["n"])
 
 
@@ -292,7 +300,8 @@ def test_tf32_is_named_only_where_it_was_trained_on_a_gpu(tmp_path):
         near = [replace(r, provenance=trained_on) for r in training(made, "mamba", 2500, token_accuracy=0.5)]
         text = table(tmp_path, [*near, *far])
         notes = [line for line in text.splitlines() if line.startswith("- Trained in ")]
-        assert ["TF32" in note for note in notes] == [device != "cpu"] * 2
+        assert ["TF32" in note for note in notes] == [device != "cpu"]
+        assert "| Trained |" not in text
 
 
 def test_two_records_of_a_length_are_said():
@@ -318,6 +327,7 @@ def test_every_number_is_in_the_csv(tmp_path):
     record.write(
         tmp_path / "records.jsonl", [*reading("mamba", {64: 0.1}), *training(COPYING, "s4", token_accuracy=0.3)]
     )
-    lines = report([tmp_path]).csv.splitlines()
-    assert any(line.startswith("mamba,0,2500,64,256,0.1") for line in lines)
-    assert any("token accuracy,0.3" in line for line in lines)
+    lines = csv_rows(report([tmp_path]).csv)
+    far = {"model": "mamba", "seed": "0", "steps": "2500", "length": "64", "sequences": "256"}
+    assert any((far | {"sequence accuracy": "0.1"}).items() <= line.items() for line in lines)
+    assert any({"metric": "token accuracy", "value": "0.3"}.items() <= line.items() for line in lines)
