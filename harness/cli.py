@@ -66,7 +66,7 @@ def eval_command(models: tuple[str, ...], tasks: str | None, out: str, **options
 
 
 @cli.command()
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=TEXT)
 @click.option(
     "--pair",
     nargs=2,
@@ -121,7 +121,7 @@ def models() -> None:
 
 
 @cli.command()
-@click.argument("directory")
+@click.argument("directory", type=TEXT)
 @click.option("--tasks", help="Comma-separated names among the six; default: all.")
 def fetch(directory: str, tasks: str | None) -> None:
     """Fill DIRECTORY with the six tasks' data sets from the hub, and write its SHA-256 manifest."""
@@ -168,7 +168,7 @@ def demo(out: str) -> None:
 
 
 @cli.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=TEXT)
 @eval_options
 @click.option("--control", is_flag=True, help="Also score with the carried state dropped: that must disagree.")
 def parity(checkpoint: str, tasks: str | None, out: str, control: bool, **options: Any) -> None:
@@ -203,8 +203,8 @@ def lm_eval(arguments: tuple[str, ...]) -> None:
 
 
 @cli.command()
-@click.argument("source")
-@click.argument("destination")
+@click.argument("source", type=TEXT)
+@click.argument("destination", type=TEXT)
 @click.option("--layout", type=click.Choice(["mamba_ssm", "hf"]), required=True, help="The layout to write.")
 def convert(source: str, destination: str, layout: Layout) -> None:
     """Rewrite a Mamba checkpoint (recognised by content) in the chosen layout, in float32."""
@@ -221,7 +221,7 @@ def convert(source: str, destination: str, layout: Layout) -> None:
 
 
 @cli.command()
-@click.argument("destination")
+@click.argument("destination", type=TEXT)
 @click.option("--like", help="The shape of a Mamba of `mambalab models`; the options below override it.")
 @click.option("--d-model", type=int)
 @click.option("--n-layer", type=int)

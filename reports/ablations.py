@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from .naming import filled, how, length
 from .rank_correlation import spearman
 from .record import PARAMETERS, SEQUENCES, SOLVED, TOKENS, Record
 from .synthetic import NOT_RUN
-from .trained import Trained, trained
+from .trained import Trained, trained, where
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,14 +61,15 @@ def name_of(experiment: str) -> str | None:
     return name if name != experiment and name in ABLATIONS else None
 
 
-def found(name: str, records: Iterable[Record]) -> list[Found]:
+def found(name: str, records: Iterable[Record], folders: Mapping[str, Path] | None = None) -> list[Found]:
     """The ablation in these records: one for each task and each set of shared settings, in their order.
 
-    ValueError for a training that is in no row, and for two in a row with the same seed.
+    ValueError for a training that is in no row, and for two in a row with the same seed; it names their `folders`,
+    which are by the identity of their records.
     """
     ablation = ABLATIONS[name]
     groups: dict[str, list[Trained]] = {}
-    for run in trained(records):
+    for run in trained(records, folders):
         groups.setdefault(_shared(ablation, run), []).append(run)
     return [_found(ablation, group) for group in groups.values()]
 
@@ -88,9 +90,9 @@ def _found(ablation: Ablation, group: Sequence[Trained]) -> Found:
         place = ablation.place(run.setting)
         if place is None:
             raise ValueError(f"a training of {run.model} on {run.task} is in no row of the {ablation.title} ablation")
-        if any(other.seed == run.seed for other in rows[place]):
-            name = ablation.lines[place].name
-            raise ValueError(f"two trainings on {run.task} with seed {run.seed} in a row of {ablation.title}: {name}")
+        if twin := next((other for other in rows[place] if other.seed == run.seed), None):
+            row = f"{ablation.title}: {ablation.lines[place].name}{where([twin.folder, run.folder])}"
+            raise ValueError(f"two trainings on {run.task} with seed {run.seed} in a row of {row}")
         rows[place].append(run)
     ordered = (tuple(sorted(row, key=lambda run: run.seed or 0)) for row in rows)
     return Found(ablation=ablation, task=group[0].task, runs=tuple(ordered))

@@ -74,9 +74,14 @@ def to_lines(records: Iterable[Record]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+def identity(record: Record) -> str:
+    """The same for equal records, which are copies of one number."""
+    return to_lines([record])
+
+
 def distinct(records: Iterable[Record]) -> list[Record]:
     """The records in their order, equal ones once."""
-    return list({to_lines([record]): record for record in records}.values())
+    return list({identity(record): record for record in records}.values())
 
 
 def settings(records: Iterable[Record], name: str) -> list[Any]:

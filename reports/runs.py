@@ -48,6 +48,11 @@ class Run:
             _check_against_samples(self.path, r, self.samples.get(r.task, ()))
 
     @property
+    def folder(self) -> Path:
+        """Where its records lie."""
+        return self.path.parent if self.path.suffix == ".jsonl" else self.path
+
+    @property
     def provenance(self) -> Mapping[str, Any]:
         """What ran, as the first record says."""
         return self.records[0].provenance
@@ -70,6 +75,15 @@ def load_all(paths: Iterable[Path | str]) -> list[Run]:
 def records_of(runs: Iterable[Run], experiment: str) -> list[Record]:
     """An experiment's records, equal ones once: what was copied was not measured twice."""
     return record.distinct(r for run in runs for r in run.records if r.experiment == experiment)
+
+
+def folders(runs: Iterable[Run]) -> dict[str, Path]:
+    """Where each record lies, by its identity; of copies the first."""
+    found: dict[str, Path] = {}
+    for run in runs:
+        for r in run.records:
+            found.setdefault(record.identity(r), run.folder)
+    return found
 
 
 def load_runs(path: Path | str) -> list[Run]:

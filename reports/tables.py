@@ -23,7 +23,7 @@ from .bench import bench_table
 from .jsonl import write_whole
 from .published import scale
 from .record import Record
-from .runs import ZERO_SHOT, Run, labels, load_all, records_of
+from .runs import ZERO_SHOT, Run, folders, labels, load_all, records_of
 from .section import Section, plain_lines
 from .trained import EXPERIMENT as TRAINING
 from .training_runs import TrainingRun
@@ -140,7 +140,7 @@ def _sections(experiment: str, runs: Sequence[Run], logs: Sequence[TrainingRun])
         return training_sections.sections(runs, logs)
     records = records_of(runs, experiment)
     if ablation := ablations.name_of(experiment):
-        return [_ablation_section(one) for one in ablations.found(ablation, records)]
+        return [_ablation_section(one) for one in ablations.found(ablation, records, folders(runs))]
     if experiment == parity.EXPERIMENT:
         return [_parity_section(records)]
     if experiment == bad_input.EXPERIMENT:

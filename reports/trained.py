@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import markdown
@@ -19,6 +20,7 @@ from .record import (
     SPEED,
     TOKENS,
     Record,
+    identity,
 )
 
 if TYPE_CHECKING:
@@ -31,7 +33,8 @@ EXPERIMENT = "training"
 class Trained:
     """One training: `setting` is its recipe and the steps done, `values` is by metric, DIVERGED alone where it did.
 
-    Of one that is not finished, `values` is what its log says. `device` is None where nothing tells it.
+    Of one that is not finished, `values` is what its log says. `device` is None where nothing tells it, `folder`
+    where it is not known in which its records lie.
     """
 
     model: str
@@ -41,6 +44,7 @@ class Trained:
     values: Mapping[str, float]
     is_finished: bool = True
     device: str | None = None
+    folder: Path | None = None
 
     @property
     def done_as(self) -> Mapping[str, Any]:
@@ -92,20 +96,26 @@ class Trained:
         return markdown.significant(None if seconds is None else seconds / 60)
 
 
-def trained(records: Iterable[Record]) -> list[Trained]:
-    """The trainings behind the records, in the order in which they come. ValueError for one that is there twice."""
+def trained(records: Iterable[Record], folders: Mapping[str, Path] | None = None) -> list[Trained]:
+    """The trainings behind the records, in the order in which they come. ValueError for one that is there twice.
+
+    folders     where records lie, by their identity, as far as that is known
+    """
     found: dict[str, list[Record]] = {}
     for r in records:
         how = (r.model, r.task, r.seed, r.setting, r.provenance["backend"], r.provenance.get("device"))
         found.setdefault(json.dumps(how, sort_keys=True), []).append(r)
-    return [_one(group) for group in found.values()]
+    return [_one(group, folders or {}) for group in found.values()]
 
 
-def _one(group: Sequence[Record]) -> Trained:
+def _one(group: Sequence[Record], folders: Mapping[str, Path]) -> Trained:
     first = group[0]
     values = {r.metric: r.value for r in group}
+    own = [folder for folder in map(folders.get, map(identity, group)) if folder]
     if len(values) < len(group):
-        raise ValueError(f"two trainings of {first.model} on {first.task} with the same settings and seed {first.seed}")
+        raise ValueError(
+            f"two trainings of {first.model} on {first.task} with the same settings and seed {first.seed}{where(own)}"
+        )
     return Trained(
         model=first.model,
         task=first.task,
@@ -113,7 +123,14 @@ def _one(group: Sequence[Record]) -> Trained:
         setting=first.setting,
         values=values,
         device=first.provenance.get("device"),
+        folder=own[0] if own else None,
     )
+
+
+def where(folders: Iterable[Path | None]) -> str:
+    """What a line that refuses trainings ends with: the folders that hold them, as far as they are known."""
+    known = dict.fromkeys(str(folder) for folder in folders if folder)
+    return f": {' and '.join(known)}" if known else ""
 
 
 def ordered(runs: Iterable[Trained]) -> list[Trained]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from . import extrapolation, markdown, naming, synthetic, training_runs
 from .naming import Marks
 from .record import Record
-from .runs import Run, records_of
+from .runs import Run, folders, records_of
 from .section import Section, plain_lines
 from .synthetic import Reach
 from .trained import EXPERIMENT as TRAINING
@@ -34,7 +34,7 @@ class Trainings:
 
 def gather(runs: Sequence[Run], logs: Sequence[TrainingRun]) -> Trainings:
     """The trainings of these runs and logs, numbered in the order in which the sections show them."""
-    finished = trained(records_of(runs, TRAINING))
+    finished = trained(records_of(runs, TRAINING), folders(runs))
     found = [*finished, *training_runs.so_far(logs, finished)]
     copying = synthetic.of_table1(found)
     others = ordered(run for run in found if not synthetic.is_table1(run))

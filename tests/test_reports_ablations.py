@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from mambalab.reports.ablation_rows import ABLATIONS, Line
 from mambalab.reports.ablations import correlations, found, notes
 from mambalab.reports.naming import at
 from mambalab.reports.rank_correlation import ranks, spearman
-from mambalab.reports.record import Record
+from mambalab.reports.record import Record, identity
 from mambalab.reports.tables import report
 from mambalab.tasks import ablations
 from mambalab.tasks.ablations import BASES, GRIDS, Cell
@@ -206,6 +207,9 @@ def test_two_trainings_of_a_cell_with_one_seed_are_said():
         ValueError, match=f"^two trainings on {TASK} with seed 0 in a row of State size: constant, n = 4$"
     ):
         found("state-size", records)
+    folders = {identity(r): Path("a" if r in records[: len(records) // 2] else "b") for r in records}
+    with pytest.raises(ValueError, match=r"constant, n = 4: a and b$"):
+        found("state-size", records, folders)
     with pytest.raises(ValueError, match=r"^two trainings of mamba on .* with the same settings and seed 0$"):
         found("state-size", records_of(made, token_accuracy=0.5) * 2)
 

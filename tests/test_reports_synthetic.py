@@ -189,6 +189,18 @@ def test_a_copy_of_a_run_is_no_second_one(tmp_path):
     assert narrow(report([tmp_path]).markdown).count("| Mamba | Mamba | S6 |") == 1
 
 
+def test_a_training_that_is_there_twice_is_one_line_that_names_both_folders(tmp_path):
+    folders = tmp_path / "a", tmp_path / "b"
+    for folder, accuracy in zip(folders, (0.5, 0.25), strict=True):
+        record.write(folder / "records.jsonl", training(COPYING, "mamba-s6", token_accuracy=accuracy))
+    answer = mambalab("report", *folders)
+    assert (answer.status, answer.err) == (
+        2,
+        "mambalab: two trainings of mamba-s6 on selective-copying with the same settings and seed 0: "
+        f"{folders[0]} and {folders[1]}\n",
+    )
+
+
 @pytest.mark.parametrize("is_known", [True, False])
 def test_a_row_of_table_1_may_be_unfinished_where_another_names_its_model(tmp_path, is_known):
     model = COPYING.model if is_known else replace(COPYING.model, d_state=4)
