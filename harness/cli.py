@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,8 +89,9 @@ def report(runs: tuple[str, ...], pair: tuple[tuple[str, str], ...], out: str | 
     if figures is not None:
         from ..reports.figures import draw_runs
 
-        for path in draw_runs(paths, Path(figures)):
-            click.echo(f"figure: {path}", err=True)
+        say = partial(click.echo, err=True)
+        for path in draw_runs(paths, Path(figures), say):
+            say(f"figure: {path}")
 
 
 def _print_report(runs: Sequence[Path], out: str | None, pairs: Sequence[tuple[str, str]]) -> None:

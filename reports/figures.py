@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -201,15 +201,18 @@ def draw(records: Sequence[Record], out: Path, of: str = "") -> list[Path]:
     return written
 
 
-def draw_runs(paths: Sequence[Path], out: Path) -> list[Path]:
+def draw_runs(paths: Sequence[Path], out: Path, say: Callable[[str], object]) -> list[Path]:
     """Write into `out` all plots of the runs at these paths and below: of their logs, and of each task's accuracies.
 
-    ValueError where there is nothing to draw.
+    `say` gets a line for each training that is in no plot. ValueError where there is nothing to draw.
     """
     records = records_of(load_all(paths), EXPERIMENT)
-    written = learning.draw(training_runs.find(paths), out)
+    trainings = training_runs.find(paths)
+    written = learning.draw(trainings, out)
     for task in dict.fromkeys(r.task for r in records):
         written += draw([r for r in records if r.task == task], out, f"-{task}")
     if not written:
         raise ValueError("nothing to draw: these runs have neither logs of training nor accuracies by length")
+    for line in learning.not_drawn(trainings):
+        say(line)
     return written

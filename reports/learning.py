@@ -170,6 +170,11 @@ def _scale(loss: Axes, right: Axes, runs: Sequence[TrainingRun]) -> None:
     right.set_xlabel("Training step")
 
 
+def not_drawn(runs: Sequence[TrainingRun]) -> list[str]:
+    """A line for each run that no plot shows, with what is wrong with its log."""
+    return [f"not drawn: {run.folder}: {run.lacking}" for run in runs if not run.log]
+
+
 def draw(runs: Sequence[TrainingRun], out: Path) -> list[Path]:
     """Write into `out` a plot for each ablation, task and length, or several of at most `MOST` curves; the paths."""
     groups: dict[str, list[TrainingRun]] = {}

@@ -17,6 +17,8 @@ TOKENS, SEQUENCES = "token accuracy", "sequence accuracy"
 # Of their trainings.
 PARAMETERS, SECONDS, SPEED = "parameters", "training seconds", "steps per second"
 SOLVED, SOLVED_SECONDS, DIVERGED = "steps to solved", "seconds to solved", "diverged after step"
+# By its log: the step since which every measurement found every sequence right.
+STEADY = "right since step"
 # In the place of SEQUENCES, of a length at which nothing was measured.
 LEFT_OUT = "length left out"
 

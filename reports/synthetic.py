@@ -10,7 +10,7 @@ from . import markdown, published
 from .extrapolation import power
 from .naming import Marks, Named, key
 from .record import LEFT_OUT, PARAMETERS, SEQUENCES, SOLVED, SPEED, TOKENS, Record
-from .trained import Trained, without_empty
+from .trained import Trained, solved, without_empty
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +57,10 @@ def table1(runs: Sequence[Trained], marks: Marks) -> tuple[pd.DataFrame, list[st
         table += [names | printed | own for own in ours]
     columns = ["Model", "Architecture", "Layer", "Answers right %", "Sequences right %", "Published %", "Trained"]
     columns += ["Seed", "Steps", "Steps to solved", "Minutes", "Steps/s", "Parameters"]
-    return without_empty(pd.DataFrame(table, columns=columns, dtype=object), "Trained"), _table1_notes(runs)
+    return without_empty(pd.DataFrame(table, columns=columns, dtype=object), "Trained"), [
+        *_table1_notes(runs),
+        *solved(runs, marks),
+    ]
 
 
 def _table1_cells(run: Trained, mark: str) -> dict[str, str]:

@@ -34,6 +34,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Report", "bench_table", "paired_table", "plain_table", "report", "zero_shot_long", "zero_shot_table"]
 
+# Of experiments without a table of their own, what n counts.
+COUNTED = {
+    experiment: f"n: {what}, each started again until it ended, then compared with one that nothing disturbed; the "
+    "columns after it count over all of them."
+    for experiment, what in (("kill-training", "trainings"), ("kill-campaign", "evaluations"))
+}
 Pairs = Sequence[tuple[str, str]]
 Named = tuple[str, Run]
 
@@ -209,6 +215,7 @@ def _plain_section(experiment: str, records: Sequence[Record]) -> Section:
     return Section(
         title=experiment.capitalize(),
         table=markdown.table(plain_table(records), left=("Model", "Task", "Setting", "Backend")),
+        notes=[COUNTED[experiment]] if experiment in COUNTED else [],
         lines=plain_lines(records),
     )
 

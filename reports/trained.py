@@ -18,6 +18,7 @@ from .record import (
     SOLVED,
     SOLVED_SECONDS,
     SPEED,
+    STEADY,
     TOKENS,
     Record,
     identity,
@@ -163,10 +164,22 @@ def training_table(runs: Sequence[Trained], marks: Marks) -> tuple[pd.DataFrame,
     ]
     sequences = sorted({run.asked("sequences") for run in runs})
     counted = f"Right: of a fixed set of {markdown.either(sequences)} sequences."
+    return without_empty(pd.DataFrame(table), "Trained"), [counted, *solved(runs, marks)]
+
+
+def solved(runs: Sequence[Trained], marks: Marks) -> list[str]:
+    """What the steps to solved are, and of trainings with errors after that, since when their logs have none."""
     apart = sorted({run.asked("evaluate_every") for run in runs})
-    every = f"there is one every {markdown.either(apart)} steps"
-    solved = f"Solved: the first measurement that found every sequence right; {every}."
-    return without_empty(pd.DataFrame(table), "Trained"), [counted, solved]
+    told = (
+        f"Solved: the first measurement that found every sequence right; there is one every {markdown.either(apart)} "
+        "steps, and later ones may have found errors again."
+    )
+    relapsed = [run for run in runs if run.values.get(STEADY) != run.values.get(SOLVED) and STEADY in run.values]
+    since = "; ".join(
+        f"{' '.join(filter(None, (run.model, marks.of(run.named))))}, seed {run.seed}, since step {run.count(STEADY)}"
+        for run in relapsed
+    )
+    return [told, *([f"Errors after that, by its log, and then right at every measurement: {since}."] if since else [])]
 
 
 def without_empty(table: pd.DataFrame, column: str) -> pd.DataFrame:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from statistics import median
 from types import MappingProxyType
@@ -13,7 +14,7 @@ from typing import Any
 
 from . import jsonl, markdown, record
 from .naming import how, in_effect, length, model_key
-from .record import SECONDS, SEQUENCES, SOLVED, SOLVED_SECONDS, SPEED, TOKENS, Record
+from .record import SECONDS, SEQUENCES, SOLVED, SOLVED_SECONDS, SPEED, STEADY, TOKENS, Record
 from .trained import EXPERIMENT as TRAINING
 from .trained import Trained
 
@@ -36,11 +37,12 @@ ANSWERS: Mapping[str, Callable[[Mapping[str, Any]], int]] = MappingProxyType(
 class TrainingRun:
     """A run: `setting` is its recipe as it takes effect, `log` a line each so many steps.
 
-    Old settings name no `model`, nor `experiment`. `name` is its folder's, from the folder down that was searched;
+    Old settings name no `model`, nor `experiment`. `name` is that of `folder`, from the one down that was searched;
     `is_finished`, whether records say how it ended.
     """
 
     name: str
+    folder: Path
     setting: Mapping[str, Any] = field(repr=False)
     log: Sequence[Mapping[str, Any]] = field(repr=False)
     model: str | None
@@ -71,6 +73,20 @@ class TrainingRun:
         return [line for line in self.log if "measured" in line]
 
     @property
+    def lacking(self) -> str:
+        """Why the log has no line."""
+        log = self.folder / LOG
+        if not log.is_file():
+            return f"there is no {LOG}"
+        return f"the first line of {LOG} is not of a training" if log.stat().st_size else f"{LOG} is empty"
+
+    @property
+    def steady(self) -> int | None:
+        """The step of the measurement from which on every one, up to the last, found every sequence right."""
+        right = list(takewhile(lambda line: line["measured"]["sequence"] == 1, reversed(self.measured)))
+        return right[-1]["step"] if right else None
+
+    @property
     def chance_loss(self) -> float | None:
         """Cross entropy, in nats, of a guess among all answers there are; None for a task that is not known here."""
         answers = ANSWERS.get(self.task)
@@ -99,6 +115,7 @@ def _read(folder: Path, above: Path) -> Iterator[TrainingRun]:
         ended = _first_record(folder)
         run = TrainingRun(
             name=name,
+            folder=folder,
             setting=in_effect(setting, settings.get("device")),
             log=_log(folder / LOG),
             model=ended.model if ended else model,
@@ -158,6 +175,18 @@ def so_far(runs: Sequence[TrainingRun], finished: Sequence[Trained]) -> list[Tra
     ]
 
 
+def with_logs(finished: Iterable[Trained], runs: Iterable[TrainingRun]) -> list[Trained]:
+    """The trainings with what the logs beside their records tell; a log that ends before its training tells nothing."""
+    whole = {run.folder.resolve(): run for run in runs if run.log}
+    return [_with_log(one, whole.get(one.folder.resolve()) if one.folder else None) for one in finished]
+
+
+def _with_log(one: Trained, run: TrainingRun | None) -> Trained:
+    if run is None or run.step != one.steps or run.steady is None:
+        return one
+    return replace(one, values={**one.values, STEADY: run.steady})
+
+
 def _values(run: TrainingRun) -> dict[str, float]:
     """The last numbers of a log, under the names that records have for them."""
     values: dict[str, float] = {}
@@ -166,6 +195,8 @@ def _values(run: TrainingRun) -> dict[str, float]:
         values |= {TOKENS: last["token"], SEQUENCES: last["sequence"]}
     if solved := [line for line in run.measured if line["measured"]["sequence"] == 1]:
         values |= {SOLVED: solved[0]["step"], SOLVED_SECONDS: solved[0]["seconds"]}
+    if run.steady is not None:
+        values[STEADY] = run.steady
     if run.log:
         values[SPEED] = median(line["steps_per_second"] for line in run.log)
         values[SECONDS] = run.log[-1]["seconds"]

@@ -34,7 +34,7 @@ class Trainings:
 
 def gather(runs: Sequence[Run], logs: Sequence[TrainingRun]) -> Trainings:
     """The trainings of these runs and logs, numbered in the order in which the sections show them."""
-    finished = trained(records_of(runs, TRAINING), folders(runs))
+    finished = training_runs.with_logs(trained(records_of(runs, TRAINING), folders(runs)), logs)
     found = [*finished, *training_runs.so_far(logs, finished)]
     copying = synthetic.of_table1(found)
     others = ordered(run for run in found if not synthetic.is_table1(run))

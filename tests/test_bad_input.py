@@ -81,6 +81,7 @@ CASES = {
     "converting to an unknown layout": ("convert {mamba} {out} --layout gguf", "'--layout': 'gguf' is not one of"),
     "converting to no layout": ("convert {mamba} {out}", "Missing option '--layout'"),
     "converting under a file": ("convert {mamba} {tmp}/file/c --layout hf", "can't write in {tmp}/file/c"),
+    "a model in an empty text": ("init '' --like mamba-130m", "'DESTINATION': an empty text"),
     "no shape": ("init {out}", "name a shape: --like NAME, or --d-model and --n-layer"),
     "half a shape": ("init {out} --d-model 8", "name a shape: --like NAME, or --d-model and --n-layer"),
     "a shape like a near name": ("init {out} --like mamba-13", "unknown model 'mamba-13'; nearest: mamba-130m"),

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,37 +17,9 @@ from mambalab.reports.ablation_rows import ABLATIONS
 from mambalab.reports.training_runs import ANSWERS, TrainingRun, find
 from mambalab.tasks import ablations
 from mambalab.tasks.ablations import BASES, GRIDS
-from mambalab.tasks.recipes import TASKS, Optimiser, recipe, to_json
-from reports_cases import some_record, write_lines
-
-RECIPE = replace(recipe("induction-heads"), steps=400, log_every=100, evaluate_every=200, checkpoint_every=200)
-MEASURED = {"answers": 256, "loss": 0.5, "sequence": 0.75, "sequences": 256, "token": 0.75}
-LOG: list[dict[str, Any]] = [
-    {"step": 100, "length": 256, "loss": 2.7, "accuracy": 0.125, "steps_per_second": 50.0, "seconds": 2.0},
-    {"step": 200, "length": 256, "loss": 0.02, "accuracy": 0.5, "steps_per_second": 50.0, "seconds": 90.0}
-    | {"measured": MEASURED},
-]
-
-
-def run(*, model: str | None = "mamba", log: Sequence[Mapping[str, Any]] = LOG, **changes: Any) -> TrainingRun:
-    """One that might have been trained by the recipe with these changes."""
-    setting = to_json(replace(RECIPE, **changes))
-    return TrainingRun(name="run", setting=setting, log=log, model=model, is_finished=model is not None)
-
-
-def write_training(folder: Path, *, finished: bool = True, **changes: Any) -> Path:
-    """The folder of a training run."""
-    one = run(**changes)
-    folder.mkdir(parents=True)
-    (folder / "settings.json").write_text(json.dumps({"recipe": one.setting}))
-    write_lines(folder / "log.jsonl", [dict(line) for line in one.log])
-    if finished:
-        setting = {**one.setting, "steps_done": one.setting["steps"]}
-        numbers = {"token accuracy": 0.5, "sequence accuracy": 0.25, "training seconds": 90.0, "parameters": 73664}
-        shared = {"experiment": "training", "model": "mamba", "task": one.task, "setting": setting, "seed": one.seed}
-        made = [some_record(metric=metric, value=value, stderr=None, **shared) for metric, value in numbers.items()]
-        record.write(folder / "records.jsonl", made)
-    return folder
+from mambalab.tasks.recipes import TASKS, Optimiser, to_json
+from reports_cases import some_record
+from training_cases import LOG, RECIPE, run, write_training
 
 
 def drawn(*runs: TrainingRun) -> tuple[Any, Any, list[str]]:
@@ -157,6 +128,7 @@ def cells(grid: str) -> list[TrainingRun]:
     return [
         TrainingRun(
             name=one.name,
+            folder=Path(one.name),
             setting=to_json(one.recipe),
             log=LOG,
             model="mamba-variant",

@@ -280,3 +280,9 @@ def test_bars_and_line_breaks_in_names_stay_in_their_cell(tmp_path):
 )
 def test_a_number_gets_its_digits_in_one_place(made, wanted):
     assert made == wanted
+
+
+@pytest.mark.parametrize(("experiment", "counted"), [("kill-training", "trainings"), ("kill-campaign", "evaluations")])
+def test_the_tables_of_kills_say_what_n_counts(tmp_path, experiment, counted):
+    record.write(tmp_path / "records.jsonl", [some_record(experiment=experiment, metric="kills", value=10.0, n=4)])
+    assert f"\n- n: {counted}, each started again until it ended, " in report([tmp_path]).table
