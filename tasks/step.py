@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -103,13 +104,16 @@ def shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtyp
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
-def stepper(trainee: Trainee, task: Task, unroll: int = UNROLL) -> Callable[[int], None]:
+def stepper(
+    trainee: Trainee, task: Task, unroll: int = UNROLL, tick: Callable[[int], object] = lambda done: None
+) -> Callable[[int], None]:
     """A function of a number of steps (a multiple of log_every) that does so many on this task.
 
     On a GPU it replays one graph, of the largest number of steps that divides log_every and is at most `unroll`.
+    Elsewhere `tick` is told after each step how many are done; a GPU does them only some time after they are asked for.
     """
     if trainee.device.type != "cuda":
-        return lambda steps: _repeat(lambda: trainee.advance(task), steps)
+        return partial(_one_by_one, trainee, task, tick)
     per_graph = max(n for n in range(1, unroll + 1) if trainee.recipe.log_every % n == 0)
     graph = captured(trainee, task, per_graph)
     return lambda steps: _repeat(graph.replay, steps // per_graph)
@@ -141,6 +145,12 @@ def matrix_products(matmul: str) -> Iterator[None]:
         yield
     finally:
         settings.fp32_precision = before
+
+
+def _one_by_one(trainee: Trainee, task: Task, tick: Callable[[int], object], steps: int) -> None:
+    for done in range(steps):
+        trainee.advance(task)
+        tick(done + 1)
 
 
 def _repeat(call: Callable[[], object], times: int) -> None:

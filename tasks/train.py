@@ -19,12 +19,15 @@ from ..reports.record import Record
 from . import memory, outcome, run_files
 from .accuracy import Accuracy, measure
 from .claim import claim
-from .progress import Say, now_and_then
+from .pace import Pace
+from .progress import Paced, Say, clock
 from .recipes import Recipe, from_json, to_json
 from .step import UNROLL, Trainee, first_not_finite, shapes, stepper
 
 # Seconds between two lines of progress; the log has them all.
 SAY_EVERY = 1.0
+# And where steps are so slow that the log has nothing to say: at first, and from then on.
+FIRST_BEAT, BEAT = 2.0, 10.0
 # Of the provenance: what may differ from one process of a run to the next.
 PIECE = ("version", "digest", "commit", "dirty", "device_name", "versions")
 
@@ -142,7 +145,7 @@ class _Run:
         self.recipe, self.folder, self.unroll, self.say = recipe, folder, unroll, say
         self.trainee = Trainee(recipe, build(recipe.model, seed=recipe.seed, backend=backend), device)
         self.step, self.log = self._resume()
-        self.say_sometimes = now_and_then(say, SAY_EVERY)
+        self.say_paced, self.pace = Paced(say, ago=BEAT - FIRST_BEAT), Pace(recipe)
         # As if one process had done all that is kept, without a pause.
         self.started = started - (self.log[-1]["seconds"] if self.log else 0.0)
 
@@ -187,7 +190,7 @@ class _Run:
         begun = time.perf_counter()
         while not self._is_done():
             task, until = recipe.stage(self.step)
-            advance = stepper(self.trainee, task, self.unroll)
+            advance = stepper(self.trainee, task, self.unroll, self._tick)
             while self.step < until and not self._is_done():
                 self._interval(advance)
                 is_late = seconds is not None and time.perf_counter() - begun >= seconds
@@ -216,10 +219,12 @@ class _Run:
         """`log_every` steps, and their line in the log."""
         started = time.perf_counter()
         task, _ = self.recipe.stage(self.step)
+        self.pace.begin(self.step)
         advance(self.recipe.log_every)
         # Reading the losses waits for the device.
         losses, right = self.trainee.seen.tolist()
         took = time.perf_counter() - started
+        self.pace.count(self.recipe.log_every)
         if (bad := first_not_finite(losses)) is not None:
             raise DivergedError(self._diverged(self.step + bad + 1, losses[bad]))
         self.step += self.recipe.log_every
@@ -235,8 +240,20 @@ class _Run:
         line["seconds"] = round(time.perf_counter() - self.started, 3)
         self.log.append(line)
         run_files.append_log(self.folder, line)
-        say = self.say if "measured" in line else self.say_sometimes
-        say(self._progress(line, task.length))
+        self.say_paced(self._progress(line), after=0.0 if "measured" in line else SAY_EVERY)
+
+    def _tick(self, done: int) -> None:
+        """Say how an interval stands of which so many steps are done: on a slow device it takes minutes."""
+        self.pace.count(done)
+        step, (task, _) = self.step + done, self.recipe.stage(self.step)
+        rate = 1 / self.pace.step_seconds()
+        self.say_paced(f"{self._at(step, task.length)}  {rate:.4g} steps/s  {self._left(step)}", after=BEAT)
+
+    def _at(self, step: int, length: int) -> str:
+        return f"step {step:,}/{self.recipe.steps:,}  length {length:,}"
+
+    def _left(self, step: int) -> str:
+        return f"{clock(self.pace.left(step))} left"
 
     def _measure(self) -> Accuracy:
         self.trainee.model.eval()
@@ -250,18 +267,17 @@ class _Run:
         self.trainee.model.train()
         return found
 
-    def _progress(self, line: dict[str, Any], length: int) -> str:
-        rate, recipe = line["steps_per_second"], self.recipe
-        tokens = rate * recipe.batch_size * length
-        left = sum(steps * size for steps, size in recipe.stages_after(self.step)) * recipe.batch_size / tokens
+    def _progress(self, line: dict[str, Any]) -> str:
+        rate = line["steps_per_second"]
+        tokens = rate * self.recipe.batch_size * line["length"]
         text = (
-            f"step {self.step:,}/{recipe.steps:,}  loss {line['loss']:.4f}  accuracy {line['accuracy']:.1%}  "
-            f"{rate:.4g} steps/s  {tokens:.3g} tokens/s  {_clock(left)} left"
+            f"{self._at(self.step, line['length'])}  loss {line['loss']:.4f}  accuracy {line['accuracy']:.1%}  "
+            f"{rate:.4g} steps/s  {tokens:.3g} tokens/s  {self._left(self.step)}"
         )
         if measured := line.get("measured"):
             text += (
-                f"  | of {measured['sequences']} sequences: tokens {measured['token']:.2%}, "
-                f"sequences {measured['sequence']:.2%}"
+                f"  | of {measured['sequences']} sequences of length {self.recipe.task.length:,}: "
+                f"tokens {measured['token']:.2%}, sequences {measured['sequence']:.2%}"
             )
         return text
 
@@ -288,9 +304,3 @@ class _Run:
             provenance={**provenance, "weights": run_files.digest_of(self.trainee.model)},
         )
         run_files.write_records(self.folder, made)
-
-
-def _clock(seconds: float) -> str:
-    minutes, left = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{left:02}"

@@ -57,7 +57,7 @@ def test_train_trains_what_the_options_say(tmp_path):
     answer = mambalab("train", "induction-heads", *settings(optimiser__learning_rate="0.01"), "--seed=5", "--out", out)
     assert answer.status == 0
     assert answer.out.startswith(f"{out}: done after 8 steps; ")
-    assert "step 8/8  loss " in answer.err
+    assert "step 8/8  length 8  loss " in answer.err
     trained, model = load(out)
     assert (trained.seed, trained.task.length, trained.optimiser.learning_rate) == (5, 8, 0.01)
     assert trained.model.d_model == 8
