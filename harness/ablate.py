@@ -106,7 +106,7 @@ def claim(folder: Path, grid: str, base: Recipe, device: str, backend: str | Non
 
 
 def run(jobs: Sequence[Job], at_once: int, devices: Sequence[str]) -> Iterator[Outcome]:
-    """What comes of each job, as it comes, from so many processes; none is begun when its time is up.
+    """What comes of each job, as it comes, from so many processes; none is begun when the time is up for one.
 
     Each process has a device of its own or shares it, as evenly as may be. They are spawned, since a forked one could
     use neither CUDA nor the threads of the CPU backend, and each is used for one job after the other, until one fails.
@@ -132,6 +132,9 @@ def run(jobs: Sequence[Job], at_once: int, devices: Sequence[str]) -> Iterator[O
                     worker.end()
                 else:
                     idle.append(worker)
+                if outcome.state == "stopped":
+                    # In what is left of the time no line of its log came to an end: nor would one of the others.
+                    waiting.clear()
                 yield outcome
     finally:
         for worker in [*idle, *(worker for worker, _ in busy.values())]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from .options import BACKEND, SECONDS, TEXT
+from .options import BACKEND, SECONDS, STOPS, TEXT
 
 
 @click.command()
@@ -21,7 +21,11 @@ from .options import BACKEND, SECONDS, TEXT
     "--device", help="cpu, cuda or cuda:N, or several such as cuda:0,cuda:1; default: cuda where there is one."
 )
 @BACKEND
-@click.option("--seconds", type=SECONDS, help="Stop, with checkpoints, after so long; the same command goes on.")
+@click.option(
+    "--seconds",
+    type=SECONDS,
+    help=f"Stop after so long, with checkpoints; the same command goes on. {STOPS}",
+)
 @click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Cells trained at once.")
 @click.option("--out", type=TEXT, metavar="DIR", help="Its folder; default: runs/ablate-GRID.")
 def ablate(

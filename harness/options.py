@@ -37,6 +37,8 @@ class _Seconds(click.FloatRange):
 
 
 TEXT, SECONDS = _Text(), _Seconds()
+# What --seconds promises of a training.
+STOPS = "A run stops at the last line of its log that can be reached in time, but trains log_every steps at least."
 DEVICE = click.option("--device", help="cpu, cuda or cuda:N; default: cuda where there is one.")
 BACKEND = click.option("--backend", help="A backend of the scan by name (see doctor); never falls back.")
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from .invocation import command_line
-from .options import BACKEND, DEVICE, SECONDS, TEXT
+from .options import BACKEND, DEVICE, SECONDS, STOPS, TEXT
 
 
 @click.command()
@@ -23,7 +23,11 @@ from .options import BACKEND, DEVICE, SECONDS, TEXT
 @click.option("--seed", type=click.IntRange(0, 2**62 - 1), help="Of weights and data; default: 0.")
 @DEVICE
 @BACKEND
-@click.option("--seconds", type=SECONDS, help="Stop, with a checkpoint, after so long; the same command goes on.")
+@click.option(
+    "--seconds",
+    type=SECONDS,
+    help=f"Stop after so long, with a checkpoint; the same command goes on. {STOPS}",
+)
 @click.option(
     "--steps-per-graph",
     "unroll",
@@ -102,12 +106,10 @@ def origin(recipe: Any, device: str, backend: str | None) -> dict[str, Any]:
 
 def summary(result: Any) -> str:
     """How a run stands, in one line."""
-    state = "done" if result.done else "stopped"
-    if result.accuracy is None:
-        return f"{state} after {result.step:,} steps, not measured yet"
-    found = result.accuracy
-    right = round(found.sequence * found.sequences)
-    return (
-        f"{state} after {result.step:,} steps; {found.token:.2%} of answers right, "
-        f"{right} of {found.sequences} sequences without an error"
-    )
+    told = f"{'done' if result.done else 'stopped'} after {result.step:,} steps"
+    if (found := result.accuracy) is None:
+        told += ", not measured yet"
+    else:
+        right = round(found.sequence * found.sequences)
+        told += f"; {found.token:.2%} of answers right, {right} of {found.sequences} sequences without an error"
+    return f"{told}; {result.late}" if result.late else told

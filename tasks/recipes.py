@@ -164,6 +164,10 @@ class Recipe:
                 return self.task_of_size(size), until
         return self.task, self.steps
 
+    def is_measured(self, step: int) -> bool:
+        """Whether accuracy is measured after so many steps."""
+        return step % self.evaluate_every == 0 or step == self.steps
+
     def stages_after(self, step: int) -> Iterator[tuple[int, int]]:
         """(steps, tokens of a row) of all that is left to train after `step` steps."""
         while step < self.steps:

@@ -38,11 +38,15 @@ class DivergedError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """How a run stands: steps done, whether they are all, and what was measured last (None before the first time)."""
+    """How a run stands: steps done, whether they are all, and what was measured last (None before the first time).
+
+    late  why it did not stop in time, and what helps; None where it did
+    """
 
     step: int
     done: bool
     accuracy: Accuracy | None
+    late: str | None = None
 
 
 def load(folder: str | Path, *, device: str = "cpu", backend: str | None = None) -> tuple[Recipe, Model]:
@@ -88,14 +92,15 @@ def train(
 ) -> Result:
     """Train, or go on where an earlier process stopped: the weights at the end have the same bits either way.
 
-    seconds     stop, with a checkpoint, at the first line of the log after so long; calling again goes on
+    seconds     stop, with a checkpoint, at the last line of the log that comes before so long has passed, as far as the
+                lines before it tell, but at the first one of this call at the earliest; calling again goes on
     provenance  what the records say of their origin; the backend's name is added
 
     ValueError for a folder that another process holds, or that has other settings (a longer run at a constant learning
     rate is the one thing that may differ). `DivergedError` names the step and the last checkpoint before it, and leaves
     a record. What is damaged of a finished run is made again from its last checkpoint; without one it is a ValueError.
     """
-    folder, place = Path(out), torch.device(device)
+    folder, place, pace = Path(out), torch.device(device), Pace(recipe, seconds)
     with run_files.held(folder), torch.cuda.device(place) if place.type == "cuda" else nullcontext():
         memory.check(recipe, place)
         name = backends.pick(device, backend, recipe.model.is_complex).name
@@ -106,11 +111,11 @@ def train(
             say("done already, and kept as it is")
             return _finished(record.read(folder / run_files.RECORDS))
         with memory.shortage_said(recipe):
-            run = _Run(recipe, folder, device=place, backend=backend, unroll=unroll, say=say)
+            run = _Run(recipe, folder, device=place, backend=backend, unroll=unroll, say=say, pace=pace)
             run.begin(provenance or {})
             origin = {**(provenance or {}), "backend": name, "pieces": run.pieces}
             try:
-                result = run.go(seconds)
+                result = run.go()
             except DivergedError:
                 run.give_up(experiment, origin)
                 raise
@@ -139,13 +144,22 @@ class _Run:
     """A run at work in its folder, which it holds."""
 
     def __init__(
-        self, recipe: Recipe, folder: Path, *, device: torch.device, backend: str | None, unroll: int, say: Say
+        self,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        device: torch.device,
+        backend: str | None,
+        unroll: int,
+        say: Say,
+        pace: Pace,
     ) -> None:
         started = time.perf_counter()
-        self.recipe, self.folder, self.unroll, self.say = recipe, folder, unroll, say
+        self.recipe, self.folder, self.unroll, self.say, self.pace = recipe, folder, unroll, say, pace
+        self.told_late = False
         self.trainee = Trainee(recipe, build(recipe.model, seed=recipe.seed, backend=backend), device)
         self.step, self.log = self._resume()
-        self.say_paced, self.pace = Paced(say, ago=BEAT - FIRST_BEAT), Pace(recipe)
+        self.say_paced = Paced(say, ago=BEAT - FIRST_BEAT)
         # As if one process had done all that is kept, without a pause.
         self.started = started - (self.log[-1]["seconds"] if self.log else 0.0)
 
@@ -184,21 +198,20 @@ class _Run:
         self.pieces = [*kept, mine]
         run_files.write_pieces(self.folder, self.pieces)
 
-    def go(self, seconds: float | None) -> Result:
+    def go(self) -> Result:
         """Train until the recipe's end, until it is solved, or until the time is up."""
-        recipe = self.recipe
-        begun = time.perf_counter()
         while not self._is_done():
-            task, until = recipe.stage(self.step)
+            task, until = self.recipe.stage(self.step)
             advance = stepper(self.trainee, task, self.unroll, self._tick)
             while self.step < until and not self._is_done():
                 self._interval(advance)
-                is_late = seconds is not None and time.perf_counter() - begun >= seconds
-                if self.step % recipe.checkpoint_every == 0 or self._is_done() or is_late:
+                why = None if self._is_done() else self.pace.out_of_time(self.step)
+                if self.step % self.recipe.checkpoint_every == 0 or self._is_done() or why:
                     run_files.write_checkpoint(self.folder, self.step, self.trainee.tensors())
-                if is_late and not self._is_done():
-                    self.say(f"stopped after step {self.step:,} of {recipe.steps:,}: the time is up")
-                    return Result(step=self.step, done=False, accuracy=self._last_accuracy())
+                if why:
+                    self.say(f"stopped after step {self.step:,} of {self.recipe.steps:,}: {why}")
+                    late = self.pace.first_line_late(is_kept=True)
+                    return Result(step=self.step, done=False, accuracy=self._last_accuracy(), late=late)
         return Result(step=self.step, done=True, accuracy=self._last_accuracy())
 
     def _is_done(self) -> bool:
@@ -235,7 +248,7 @@ class _Run:
             "accuracy": sum(right) / len(right),
             "steps_per_second": self.recipe.log_every / took,
         }
-        if self.step % self.recipe.evaluate_every == 0 or self.step == self.recipe.steps:
+        if self.recipe.is_measured(self.step):
             line["measured"] = asdict(self._measure())
         line["seconds"] = round(time.perf_counter() - self.started, 3)
         self.log.append(line)
@@ -247,6 +260,9 @@ class _Run:
         self.pace.count(done)
         step, (task, _) = self.step + done, self.recipe.stage(self.step)
         rate = 1 / self.pace.step_seconds()
+        if not self.told_late and (late := self.pace.first_line_late(is_kept=self.step > 0)):
+            self.told_late = True
+            self.say(late)
         self.say_paced(f"{self._at(step, task.length)}  {rate:.4g} steps/s  {self._left(step)}", after=BEAT)
 
     def _at(self, step: int, length: int) -> str:
@@ -256,6 +272,7 @@ class _Run:
         return f"{clock(self.pace.left(step))} left"
 
     def _measure(self) -> Accuracy:
+        started = time.perf_counter()
         self.trainee.model.eval()
         found = measure(
             self.trainee.model,
@@ -265,6 +282,7 @@ class _Run:
             device=self.trainee.device,
         )
         self.trainee.model.train()
+        self.pace.measuring = time.perf_counter() - started
         return found
 
     def _progress(self, line: dict[str, Any]) -> str:

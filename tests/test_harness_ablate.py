@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
 import torch
 from command import files, mambalab, refused
 from mambalab.harness import ablate
-from mambalab.harness.ablate import Job, run, work
+from mambalab.harness.ablate import Job, Outcome, run, work
 from mambalab.harness.assignments import assigned
 from mambalab.reports import record
 from mambalab.reports.tables import report
@@ -158,6 +159,27 @@ def test_a_cell_at_work_when_the_time_is_up_stops_with_a_checkpoint(tmp_path):
     assert outcome.text.startswith("stopped after 4 steps")
     assert work(job, "cpu").state == "done"
     assert job.is_done
+
+
+def test_none_is_begun_in_the_time_that_was_too_short_for_a_line_of_one_before_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablate, "_Worker", Stopping)
+    later = [replace(job, until=time.time() + 1000) for job in jobs(tmp_path, "none", "B")]
+    assert [outcome.cell.name for outcome in run(later, 1, ["cpu"])] == ["none"]
+
+
+class Stopping:
+    """Stops whatever it is sent."""
+
+    def __init__(self, *_: object) -> None:
+        self.device = "cpu"
+        self.pipe, self.far = Pipe()
+        self.far.send("something to wait for")
+
+    def outcome(self, job: Job) -> Outcome:
+        return Outcome(cell=job.cell, state="stopped", text="", seconds=0.0)
+
+    def end(self) -> None:
+        self.pipe.close()
 
 
 def test_what_is_no_mistake_of_the_user_fails_its_cell_only(tmp_path, monkeypatch):

@@ -78,6 +78,12 @@ def test_train_that_is_stopped_goes_on(tmp_path):
     assert "going on after step 4" in second.err
 
 
+def test_a_run_that_stops_late_says_so_at_its_end(tmp_path):
+    answer = mambalab("train", "induction-heads", *settings(), "--seconds=1e-9", "--out", tmp_path / "run")
+    assert ", not measured yet" not in answer.out
+    assert "; a run stops only at a line of its log, and the 4 steps to the first take 0:00:00; sooner " in answer.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
