@@ -12,8 +12,10 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal
@@ -48,10 +50,16 @@ class Job:
 
     @property
     def is_done(self) -> bool:
-        """Whether the whole training of this very recipe lies in the folder."""
-        if not (self.folder / run_files.RECORDS).is_file() or damage(self.folder):
+        """Whether the whole training of this very recipe lies in the folder.
+
+        What can't be read is not: to train it says what is wrong, and is one cell's failure only.
+        """
+        try:
+            if not (self.folder / run_files.RECORDS).is_file() or damage(self.folder):
+                return False
+            return run_files.read_settings(self.folder)["recipe"] == to_json(self.cell.recipe)
+        except (ValueError, OSError):
             return False
-        return run_files.read_settings(self.folder)["recipe"] == to_json(self.cell.recipe)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +162,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, far = context.Pipe()
         self.process = context.Process(target=_serve, args=(far, threads, device), daemon=True)
-        self.process.start()
+        with _interrupts_held():
+            self.process.start()
         # Now a process that ends closes the last of its end, and that is heard here.
         far.close()
 
@@ -172,13 +181,26 @@ class _Worker:
         self.pipe.close()
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """A scope in which Ctrl-C waits for its end, and never comes to a process that is started in it.
+
+    Whoever sends it reaches all of them, and one that is still importing would answer with a traceback.
+    """
+    # Started on its own at first, it would let them through again.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _how(status: int) -> str:
     return f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
 
 
 def _serve(pipe: Connection, threads: int, device: str) -> None:
-    # Whoever sent Ctrl-C reached the first process too, which ends this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
     keep_freed_memory()
     torch.set_num_threads(threads)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
 
 import click
 
+from .errors import interruption_told
 from .options import BACKEND, SECONDS, STOPS, TEXT
+
+if TYPE_CHECKING:
+    from .ablate import Job
 
 
 @click.command()
@@ -52,7 +60,7 @@ def ablate(
 
     begun, values = time.time(), split(assignments)
     from ..tasks import ablations
-    from .ablate import Job, check_kept, claim, run
+    from .ablate import Job, check_kept, claim
     from .devices import resolve_devices
 
     grid = ablations.grid(grid_name)
@@ -65,15 +73,49 @@ def ablate(
         claim(folder / base.task.name, grid.name, base, places[0], backend)
     until = None if seconds is None else begun + seconds
     all_jobs = [Job(cell=c, folder=folder / c.folder, backend=backend, until=until) for c in cells]
-    waiting = [job for job in all_jobs if not job.is_done]
-    done, failed = len(all_jobs) - len(waiting), 0
-    for outcome in run(waiting, jobs, places):
-        done, failed = done + (outcome.state == "done"), failed + (outcome.state == "failed")
-        told = f"failed: {outcome.text}" if outcome.state == "failed" else outcome.text
-        click.echo(f"[{done}/{len(all_jobs)}] {outcome.cell}: {told} ({outcome.seconds:.0f} s)", err=True)
+    done, failed = _train_all(all_jobs, jobs, places)
     click.echo(f"{folder}: {done} of {len(all_jobs)} cells done" + (f", {failed} failed" if failed else ""))
+    if done:
+        click.echo(f"the table: mambalab report {shlex.quote(str(folder))}", err=True)
     if failed:
         sys.exit(1)
+
+
+def _train_all(jobs: Sequence[Job], at_once: int, places: Sequence[str]) -> tuple[int, int]:
+    """Train what is not done yet of an ablation and tell how it goes: how many cells are done then, and failed."""
+    from .ablate import run
+
+    waiting = [job for job in jobs if not job.is_done]
+    done, failed, took = len(jobs) - len(waiting), 0, list[float]()
+    click.echo(f"{done} of {len(jobs)} cells done already", err=True)
+    with interruption_told(lambda: f"{done} of {len(jobs)} cells are done; {_goes_on(waiting)}"):
+        for outcome in run(waiting, at_once, places):
+            done, failed = done + (outcome.state == "done"), failed + (outcome.state == "failed")
+            told = f"failed: {outcome.text}" if outcome.state == "failed" else outcome.text
+            if outcome.state == "done":
+                took.append(outcome.seconds)
+            left = _left(took, len(jobs) - done - failed, at_once)
+            click.echo(f"[{done}/{len(jobs)}] {outcome.cell}: {told} ({outcome.seconds:.0f} s{left})", err=True)
+    return done, failed
+
+
+def _left(took: Sequence[float], cells: int, at_once: int) -> str:
+    """About how long so many cells will take, told by those that are done."""
+    from ..tasks.progress import clock
+
+    return f"; about {clock(fmean(took) * cells / at_once)} left" if took and cells else ""
+
+
+def _goes_on(waiting: Sequence[Job]) -> str:
+    """What the next command begins with."""
+    from ..tasks.run_files import last_step
+
+    begun = [
+        f"{job.cell} after step {step:,}" for job in waiting if (step := last_step(job.folder)) and not job.is_done
+    ]
+    if not begun:
+        return "the same command begins with the next"
+    return f"the same command goes on with {', '.join(begun)}"
 
 
 def _seeds(text: str) -> list[int]:

@@ -16,7 +16,7 @@ import click
 from .ablate_cli import ablate
 from .allocator import keep_freed_memory
 from .bench_cli import bench
-from .errors import one_line
+from .errors import INTERRUPTED, one_line
 from .extrapolate_cli import extrapolate
 from .invocation import command_line, go_offline
 from .options import TEXT, eval_options, split_names
@@ -272,7 +272,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         cli.main(args=given or ["--help"], prog_name="mambalab", standalone_mode=False)
     except click.exceptions.Abort:
-        sys.exit(130)
+        print("mambalab: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except click.ClickException as error:
         _fail(error.format_message())
     except (ValueError, OSError) as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from .errors import interruption_told
 from .invocation import command_line
 from .options import BACKEND, DEVICE, SECONDS, STOPS, TEXT
 
@@ -67,16 +68,17 @@ def train(
     place = resolve_device(device)
     folder = Path(out or f"runs/{task}-seed-{recipe.seed}")
     try:
-        result = train_recipe(
-            recipe,
-            folder,
-            device=place,
-            backend=backend,
-            provenance=origin(recipe, place, backend),
-            seconds=seconds,
-            unroll=unroll,
-            say=lambda line: click.echo(line, err=True),
-        )
+        with interruption_told(lambda: _goes_on(folder, recipe.checkpoint_every)):
+            result = train_recipe(
+                recipe,
+                folder,
+                device=place,
+                backend=backend,
+                provenance=origin(recipe, place, backend),
+                seconds=seconds,
+                unroll=unroll,
+                say=lambda line: click.echo(line, err=True),
+            )
     except DivergedError as error:
         click.echo(f"mambalab: {error}", err=True)
         sys.exit(1)
@@ -91,6 +93,17 @@ def chosen(recipe: Any, model_name: str | None, values: dict[str, str]) -> Any:
     if model_name is not None:
         recipe = with_model(recipe, model_name)
     return assigned(recipe, values)
+
+
+def _goes_on(folder: Path, checkpoint_every: int) -> str:
+    from ..tasks.run_files import last_step
+
+    if step := last_step(folder):
+        return f"the same command goes on after step {step:,}, the last checkpoint in {folder}"
+    return (
+        f"the same command begins again, for the first checkpoint is that of step {checkpoint_every:,} (--seconds N "
+        "stops with one)"
+    )
 
 
 def origin(recipe: Any, device: str, backend: str | None) -> dict[str, Any]:

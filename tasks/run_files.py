@@ -183,6 +183,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob(_CHECKPOINT.format(0).replace("0" * 8, "*")), reverse=True)
 
 
+def last_step(folder: Path) -> int:
+    """After how many steps the latest checkpoint of a folder was written; 0 where there is none."""
+    return max((int(path.stem.rpartition("-")[2]) for path in checkpoints(folder)), default=0)
+
+
 def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> Path:
     """Write the tensors and their digest, whole or not at all; older checkpoints than the one before are removed."""
     path = checkpoint_path(folder, step)

@@ -68,6 +68,8 @@ def weights(folder: Path) -> bytes:
 def test_finished_cells_are_kept_and_one_that_fails_loses_no_other(tmp_path):
     first = mambalab(*command(tmp_path / "out", "--only=B", "--seeds=0"))
     assert (first.status, first.out) == (0, f"{tmp_path / 'out'}: 1 of 1 cells done\n")
+    assert first.err.startswith("0 of 1 cells done already\n")
+    assert first.err.endswith(f"\nthe table: mambalab report {tmp_path / 'out'}\n")
     run_of_b = tmp_path / "out" / TASK / "B" / "seed-0"
     kept = {path: path.read_bytes() for path in run_of_b.iterdir()}
     (tmp_path / "out" / TASK / "C" / "seed-0").mkdir(parents=True)
@@ -75,6 +77,7 @@ def test_finished_cells_are_kept_and_one_that_fails_loses_no_other(tmp_path):
     wanted = ("--only=C", "--only=B", "--only=none", "--seeds=0", "--jobs=2")
     answer = mambalab(*command(tmp_path / "out", *wanted))
     assert (answer.status, answer.out) == (1, f"{tmp_path / 'out'}: 2 of 3 cells done, 1 failed\n")
+    assert answer.err.startswith("1 of 3 cells done already\n")
     told = [line for line in answer.err.splitlines() if line.startswith("[")]
     assert len(told) == 2
     assert any(f"{TASK} C seed 0: failed: " in line and "holds something, but no run" in line for line in told)
@@ -99,6 +102,56 @@ def test_a_killed_ablation_leaves_no_process_behind_and_goes_on(tmp_path, unchec
     for job in jobs(tmp_path / "once", "none", "B", steps=80):
         assert work(job, "cpu").state == "done"
         assert weights(job.folder) == weights(out / job.cell.folder)
+
+
+def test_an_interrupted_ablation_is_one_line_and_goes_on(tmp_path, unchecked):
+    """Ctrl-C reaches its processes too, be they no further than their imports."""
+    arguments = command(tmp_path / "out", "--only=none", "--seeds=0", steps="80000")
+    interrupted = [sys.executable, "-m", "mambalab.harness", *map(str, arguments)]
+    for is_at_work in (False, True):
+        with subprocess.Popen(interrupted, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+            assert process.stderr is not None
+            assert process.stderr.readline() == "0 of 1 cells done already\n"
+            if is_at_work:
+                _wait_for(lambda: run_files.last_step(tmp_path / "out" / TASK / "none" / "seed-0"))
+            else:
+                time.sleep(0.5)
+            os.killpg(process.pid, signal.SIGINT)
+            told = process.stderr.read().strip().splitlines()
+        assert process.returncode == 130
+        assert len(told) == 1
+        (line,) = told
+        goes_on = f"goes on with {TASK} none seed 0 after step " if is_at_work else "begins with the next"
+        assert line.startswith(f"mambalab: interrupted; 0 of 1 cells are done; the same command {goes_on}")
+
+
+def test_what_is_left_is_told_by_the_cells_that_are_done(tmp_path, monkeypatch):
+    def run(jobs, *_):
+        for job, state in zip(jobs, ("done", "failed", "done"), strict=False):
+            yield Outcome(cell=job.cell, state=state, text="so", seconds=90.0)
+
+    monkeypatch.setattr(ablate, "run", run)
+    told = mambalab(*command(tmp_path / "out", "--seeds=0", "--jobs=2")).err.splitlines()
+    assert [line.partition("(")[2] for line in told if line.startswith("[")] == [
+        "90 s; about 0:05:15 left)",
+        "90 s; about 0:04:30 left)",
+        "90 s; about 0:03:45 left)",
+    ]
+
+
+@pytest.mark.parametrize("text", [None, "{}", "", "[1]"])
+def test_a_finished_cell_whose_settings_are_damaged_fails_alone(tmp_path, text):
+    arguments = command(tmp_path / "out", "--seeds=0", "--only=none", "--only=B")
+    assert mambalab(*arguments, "--only=none").status == 0
+    settings = tmp_path / "out" / TASK / "none" / "seed-0" / run_files.SETTINGS
+    settings.unlink()
+    if text is not None:
+        settings.write_text(text)
+    (tmp_path / "out" / TASK / "B" / "seed-0" / run_files.RECORDS).unlink()
+    answer = mambalab(*arguments)
+    assert (answer.status, answer.out) == (1, f"{tmp_path / 'out'}: 1 of 2 cells done, 1 failed\n")
+    (line,) = [line for line in answer.err.splitlines() if ": failed: " in line]
+    assert str(settings.parent) in line
 
 
 def _wait_for(condition) -> None:

@@ -78,6 +78,26 @@ def test_train_that_is_stopped_goes_on(tmp_path):
     assert "going on after step 4" in second.err
 
 
+def test_an_interruption_is_one_line_that_says_how_it_goes_on(tmp_path, monkeypatch):
+    command = ("train", "induction-heads", *settings(steps="12"), "--out", tmp_path / "run")
+    assert mambalab(*command, "--seconds=0").status == 0
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mambalab.tasks.step.Trainee.advance", interrupt)
+    answer = mambalab(*command)
+    assert answer.status == 130
+    assert answer.err.splitlines()[-1] == (
+        f"mambalab: interrupted; the same command goes on after step 4, the last checkpoint in {tmp_path / 'run'}"
+    )
+    other = mambalab(*command[:-1], tmp_path / "other").err
+    assert other == (
+        "mambalab: interrupted; the same command begins again, for the first checkpoint is that of step 4 "
+        "(--seconds N stops with one)\n"
+    )
+
+
 def test_a_run_that_stops_late_says_so_at_its_end(tmp_path):
     answer = mambalab("train", "induction-heads", *settings(), "--seconds=1e-9", "--out", tmp_path / "run")
     assert ", not measured yet" not in answer.out
