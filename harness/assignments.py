@@ -48,7 +48,7 @@ def assigned(settings: Settings, values: Mapping[str, str], path: str = "") -> S
     for key, text in values.items():
         name, _, rest = key.partition(".")
         if name not in names:
-            raise ValueError(_unknown(path + name, [path + other for other in names]))
+            raise ValueError(_unknown(path + name, [path + other for other in names], settings))
         is_inner = is_dataclass(getattr(settings, name))
         if is_inner != bool(rest):
             raise ValueError(_misplaced(path + name, getattr(settings, name), is_inner))
@@ -61,9 +61,11 @@ def assigned(settings: Settings, values: Mapping[str, str], path: str = "") -> S
     return replace(settings, **changes)  # pyright: ignore[reportArgumentType]
 
 
-def _unknown(name: str, names: list[str]) -> str:
+def _unknown(name: str, names: list[str], settings: object) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return f"unknown setting {name!r}; {'nearest' if near else 'known'}: {', '.join(near or names)}"
+    # A task has a name, and settings that another task does not have.
+    whose = f" of {own}" if isinstance(own := getattr(type(settings), "name", None), str) else ""
+    return f"unknown setting {name!r}{whose}; {'nearest' if near else 'known'}: {', '.join(near or names)}"
 
 
 def _misplaced(name: str, value: Any, is_inner: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,27 @@ from .invocation import command_line
 from .options import BACKEND, DEVICE, SECONDS, STOPS, TEXT
 
 
-@click.command()
+class _NamesLast(click.Command):
+    """A command whose help ends with the names that it takes, which are read only when they are asked for."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from ..models.synthetic import SYNTHETIC
+        from ..tasks.recipes import RECIPES
+
+        for title, names in (("TASK", RECIPES), ("--model", SYNTHETIC)):
+            with formatter.section(title):
+                # Click would break names at their hyphens.
+                width = formatter.width - formatter.current_indent
+                for line in textwrap.wrap(", ".join(names), width, break_on_hyphens=False):
+                    formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+
+
+@click.command(cls=_NamesLast)
 @click.argument("task", metavar="TASK")
 @click.option(
     "--model",
     "model_name",
-    help="A row of the paper's tables 1 and 2, such as h3-s4; default: a Mamba.",
+    help="A row of the paper's tables 1 and 2, by a name listed below; default: a Mamba.",
 )
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated.")
 @click.option("--seed", type=click.IntRange(0, 2**62 - 1), help="Of weights and data; default: 0.")
@@ -49,9 +65,14 @@ def train(
     unroll: int,
     out: str | None,
 ) -> None:
-    """Train a model on TASK, a recipe: induction-heads, selective-copying, associative-recall, table1-h3-s4 …
+    """Train a model on TASK, a recipe, by a name listed below.
 
     Keys of --set are the recipe's fields: steps, batch_size, task.length, model.d_state, optimiser.learning_rate …
+    All numbers of steps are multiples of log_every.
+
+    Shorter rows come first with --set curriculum=1024x16,1024x64: 1024 steps at length 16 (of selective-copying: 16
+    places), as many at 64, the others at the task's own; --set curriculum= is none.
+
     A run that was stopped or killed goes on where its last checkpoint is, and ends with the same weights.
 
     Exit status: 2 for what is refused, 1 for a loss that became no finite number, which leaves a record.

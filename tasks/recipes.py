@@ -67,15 +67,16 @@ class Optimiser:
             if value is not None and not (isinstance(value, int | float) and low <= value < high):
                 raise ValueError(f"{name} must be a number from {low} to below {high}, not {value!r}")
 
-    def check_fits(self, steps: int) -> None:
-        """ValueError for a schedule that so many steps have no room for."""
+    def misfit(self, steps: int) -> str | None:
+        """Why so many steps have no room for the schedule; None where they have."""
         if self.warmup > steps:
-            raise ValueError(f"optimiser.warmup must be at most steps, {steps}, not {self.warmup}")
+            return f"optimiser.warmup must be at most steps, {steps}, not {self.warmup}"
         if self.decay != "constant" and self.warmup + (self.decay_steps or 0) > steps:
-            raise ValueError(
+            return (
                 f"optimiser.warmup and decay_steps must be at most steps, {steps}, together, not "
                 f"{self.warmup} + {self.decay_steps}"
             )
+        return None
 
     def rate(self, step: Tensor, steps: int) -> Tensor | float:
         """The learning rate of the update that follows `step` others, of `steps` in all."""
@@ -140,16 +141,23 @@ class Recipe:
         self._check_steps()
 
     def _check_steps(self) -> None:
+        # All at once: whoever makes a run small has to change several of them.
+        if wrong := list(self._wrong_steps()):
+            raise ValueError("; ".join(wrong))
+        for _, length in self.curriculum:
+            self.task_of_size(length)
+
+    def _wrong_steps(self) -> Iterator[str]:
         named = {name: getattr(self, name) for name in ("steps", "evaluate_every", "checkpoint_every")}
         named |= {f"curriculum[{i}]": stage[0] for i, stage in enumerate(self.curriculum)}
         for name, count in named.items():
             if count < 1 or count % self.log_every:
-                raise ValueError(f"{name} must be a multiple of log_every, {self.log_every}, not {count}")
-        if sum(count for count, _ in self.curriculum) > self.steps:
-            raise ValueError(f"the curriculum has more steps than the recipe, {self.steps}")
-        for _, length in self.curriculum:
-            self.task_of_size(length)
-        self.optimiser.check_fits(self.steps)
+                yield f"{name} must be a multiple of log_every, {self.log_every}, not {count}"
+        staged = sum(count for count, _ in self.curriculum)
+        if staged > self.steps:
+            yield f"the curriculum has more steps than the recipe, {staged} > {self.steps}"
+        if misfit := self.optimiser.misfit(self.steps):
+            yield misfit
 
     def task_of_size(self, size: int) -> Task:
         """The task with rows of this size, counted as its `sized_by` field counts."""

@@ -9,8 +9,9 @@ import pytest
 from command import files, mambalab, refused
 from mambalab.harness.assignments import assigned, split
 from mambalab.harness.train_cli import chosen
+from mambalab.models.synthetic import SYNTHETIC
 from mambalab.reports import record
-from mambalab.tasks.recipes import recipe
+from mambalab.tasks.recipes import RECIPES, recipe
 from mambalab.tasks.train import load
 
 TINY = {
@@ -68,6 +69,14 @@ def test_train_trains_what_the_options_say(tmp_path):
     assert sum(p.numel() for p in model.parameters()) == next(r.value for r in found if r.metric == "parameters")
 
 
+def test_the_help_names_every_recipe_and_model_and_shows_a_curriculum():
+    told = mambalab("train", "--help").out
+    words = told.replace(",", " ").split()
+    assert set(words) >= {*RECIPES, *SYNTHETIC}
+    (shown,) = [word.removeprefix("curriculum=") for word in told.replace(": ", " ").split() if "curriculum=1" in word]
+    assert chosen(recipe("induction-heads"), None, {"curriculum": shown}).curriculum == ((1024, 16), (1024, 64))
+
+
 def test_train_that_is_stopped_goes_on(tmp_path):
     command = ("train", "selective-copying", *[s for s in settings(task__places="9") if "length" not in s])
     first = mambalab(*command, "--set=task.copies=2", "--seconds=0", "--out", tmp_path / "run")
@@ -109,7 +118,14 @@ def test_a_run_that_stops_late_says_so_at_its_end(tmp_path):
     [
         (["induction-head"], "unknown task 'induction-head'; nearest: induction-heads, "),
         (["induction-heads", "--model=mambo"], "unknown synthetic model 'mambo'; nearest: mamba"),
-        (["induction-heads", "--set=task.lenght=5"], "unknown setting 'task.lenght'; nearest: task.length"),
+        (
+            ["induction-heads", "--set=task.lenght=5"],
+            "unknown setting 'task.lenght' of induction-heads; nearest: task.length",
+        ),
+        (
+            ["selective-copying", "--set=task.length=64"],
+            "unknown setting 'task.length' of selective-copying; nearest: ",
+        ),
         (["induction-heads", "--set=task.length"], "--set takes key=value, not 'task.length'"),
         (["induction-heads", "--set=task.length=two"], "task.length must be an integer, not 'two'"),
         (["induction-heads", "--set=task.vocab_size=32"], "model.vocab_size must be at least task.vocab_size"),

@@ -140,6 +140,17 @@ def test_an_impossible_recipe_is_one_line(changes, says, unchecked):
         replace(BASE, **changes)
 
 
+def test_all_that_is_wrong_with_the_numbers_of_steps_is_said_at_once(unchecked):
+    with pytest.raises(ValueError, match="steps") as caught:
+        replace(recipe("selective-copying-quick"), steps=750, evaluate_every=25)
+    assert str(caught.value) == (
+        "steps must be a multiple of log_every, 100, not 750; "
+        "evaluate_every must be a multiple of log_every, 100, not 25; "
+        "the curriculum has more steps than the recipe, 4500 > 750; "
+        "optimiser.warmup and decay_steps must be at most steps, 750, together, not 0 + 3000"
+    )
+
+
 @pytest.mark.parametrize(
     "schedule",
     [
