@@ -185,7 +185,9 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def last_step(folder: Path) -> int:
     """After how many steps the latest checkpoint of a folder was written; 0 where there is none."""
-    return max((int(path.stem.rpartition("-")[2]) for path in checkpoints(folder)), default=0)
+    steps = (path.stem.rpartition("-")[2] for path in checkpoints(folder))
+    # Somebody may have put a copy beside them, under a name of their own.
+    return max((int(step) for step in steps if step.isdecimal()), default=0)
 
 
 def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> Path:

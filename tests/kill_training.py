@@ -49,12 +49,6 @@ def result(folder: Path) -> dict[str, object]:
     }
 
 
-def step_of(folder: Path) -> int:
-    """The step of the latest checkpoint; 0 where there is none."""
-    found = run_files.checkpoints(folder)
-    return int(found[0].stem.split("-")[1]) if found else 0
-
-
 def kill(process: subprocess.Popen[bytes], after: float) -> bool:
     """SIGKILL after so many seconds; False for a process that had ended by then."""
     time.sleep(after)
@@ -74,12 +68,12 @@ def disturbed(arguments: list[str], folder: Path, kills: int, seconds: float, ra
     while counts["kills"] < kills:
         out = folder / f"run-{counts['runs']}"
         for _ in range(random_.randint(3, 6)):
-            before = step_of(out) if out.is_dir() else 0
+            before = run_files.last_step(out)
             counts["starts"] += 1
             if counts["kills"] == kills or not kill(start(arguments, out), random_.uniform(0, seconds)):
                 break
             counts["kills"] += 1
-            counts["kills that a checkpoint came before"] += step_of(out) > before if out.is_dir() else 0
+            counts["kills that a checkpoint came before"] += run_files.last_step(out) > before
         finished(start(arguments, out), out)
         counts["starts"] += 1
         found = result(out)

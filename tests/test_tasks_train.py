@@ -44,6 +44,12 @@ def test_the_last_two_checkpoints_are_kept(whole):
     ]
 
 
+def test_the_last_step_is_that_of_the_latest_checkpoint(halfway, tmp_path):
+    (halfway / "checkpoint-copy.safetensors").touch()
+    assert run_files.last_step(halfway) == 80
+    assert run_files.last_step(tmp_path / "nowhere") == 0
+
+
 def test_a_finished_run_is_kept_as_it_is(whole):
     before = {path: path.read_bytes() for path in whole.iterdir()}
     assert run(whole, provenance={"commit": "another"}).done
