@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +28,7 @@ from ..tasks.recipes import Recipe, to_json
 from ..tasks.train import damage, train
 from .allocator import keep_freed_memory
 from .errors import one_line
+from .spawned import Spawned
 from .train_cli import origin, summary
 
 SETTINGS = "ablation.json"
@@ -116,9 +113,8 @@ def claim(folder: Path, grid: str, base: Recipe, device: str, backend: str | Non
 def run(jobs: Sequence[Job], at_once: int, devices: Sequence[str]) -> Iterator[Outcome]:
     """What comes of each job, as it comes, from so many processes; none is begun when the time is up for one.
 
-    Each process has a device of its own or shares it, as evenly as may be. They are spawned, since a forked one could
-    use neither CUDA nor the threads of the CPU backend, and each is used for one job after the other, until one fails.
-    All of them end with the iteration, and with this process.
+    Each process has a device of its own or shares it, as evenly as may be, and is used for one job after the other,
+    until one fails. All of them end with the iteration, and with this process.
     """
     waiting, idle = deque(jobs), list[_Worker]()
     busy: dict[Connection, tuple[_Worker, Job]] = {}
@@ -154,18 +150,12 @@ def _least_used(devices: Sequence[str], busy: Iterable[tuple[_Worker, Job]]) -> 
     return min(devices, key=lambda device: used[device])
 
 
-class _Worker:
+class _Worker(Spawned):
     """A process of its own that trains what it is sent, on its device."""
 
     def __init__(self, threads: int, device: str) -> None:
+        super().__init__(_serve, threads, device)
         self.device = device
-        context = multiprocessing.get_context("spawn")
-        self.pipe, far = context.Pipe()
-        self.process = context.Process(target=_serve, args=(far, threads, device), daemon=True)
-        with _interrupts_held():
-            self.process.start()
-        # Now a process that ends closes the last of its end, and that is heard here.
-        far.close()
 
     def outcome(self, job: Job) -> Outcome:
         try:
@@ -175,50 +165,19 @@ class _Worker:
             text = f"its process ended ({_how(self.process.exitcode or 0)})"
             return Outcome(cell=job.cell, state="failed", text=text, seconds=0.0)
 
-    def end(self) -> None:
-        self.process.kill()
-        self.process.join()
-        self.pipe.close()
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """A scope in which Ctrl-C waits for its end, and never comes to a process that is started in it.
-
-    Whoever sends it reaches all of them, and one that is still importing would answer with a traceback.
-    """
-    # Started on its own at first, it would let them through again.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
 
 def _how(status: int) -> str:
     return f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
 
 
-def _serve(pipe: Connection, threads: int, device: str) -> None:
-    threading.Thread(target=end_with_parent, daemon=True).start()
+def _serve(pipe: Connection, device: str) -> None:
     keep_freed_memory()
-    torch.set_num_threads(threads)
     while True:
         pipe.send(work(pipe.recv(), device))
         # Other processes want the memory.
         gc.collect()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-
-
-def end_with_parent() -> None:
-    """Wait for the process that started this one to end, and end this one."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    # Nothing is lost: what a run has written is whole at any moment.
-    os._exit(1)
 
 
 def work(job: Job, device: str) -> Outcome:

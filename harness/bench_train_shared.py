@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,9 +16,9 @@ import torch
 from ..models import build
 from ..reports.record import Record
 from ..tasks.recipes import Recipe, to_json
-from .ablate import end_with_parent
 from .bench import OURS, RedCheck
 from .bench_train_loop import METRIC, STEPS, Loop, ended, in_calls
+from .spawned import Spawned
 
 ROUNDS, SECONDS, MOST = 3, 2.0, 64
 
@@ -54,7 +51,7 @@ def steps_per_second(recipe: Recipe, device: str, count: int) -> list[float]:
                     pipe.send(SECONDS)
                 rounds.append(sum(_answers(pipes)))
             return rounds
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             raise RedCheck(f"{count} at once: a process ended; what it said is above") from None
 
 
@@ -64,30 +61,18 @@ def _answers(pipes: Sequence[Connection]) -> list[float]:
 
 @contextmanager
 def _processes(recipe: Recipe, device: str, count: int) -> Iterator[list[Connection]]:
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, torch.get_num_threads() // count)
-    pipes, processes = [], []
+    threads, processes = max(1, torch.get_num_threads() // count), list[Spawned]()
     try:
         for _ in range(count):
-            near, far = context.Pipe()
-            process = context.Process(target=_serve, args=(far, recipe, device, threads), daemon=True)
-            process.start()
-            far.close()
-            pipes.append(near)
-            processes.append(process)
-        yield pipes
+            processes.append(Spawned(_serve, threads, recipe, device))
+        yield [process.pipe for process in processes]
     finally:
         for process in processes:
-            process.kill()
-            process.join()
+            process.end()
 
 
-def _serve(pipe: Connection, recipe: Recipe, device: str, threads: int) -> None:
+def _serve(pipe: Connection, recipe: Recipe, device: str) -> None:
     """Steps for as many seconds as are asked for, again and again; answers with steps a second."""
-    # Whoever sent Ctrl-C reached the first process too, which ends this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
     place = torch.device(device)
     loop = Loop(in_calls(recipe), build(recipe.model, seed=recipe.seed), place)
     call = ended(loop.graphs, place)

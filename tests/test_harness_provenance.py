@@ -243,9 +243,9 @@ def test_the_checkpoints_source_stays_as_the_user_gave_it(monkeypatch):
 @pytest.mark.parametrize(
     ("home", "text", "shown"),
     [
-        ("/root", "/root/a /rooted/b /data/root/c", "~/a /rooted/b /data/root/c"),
-        ("/root", "'/root':/root,/root", "'~':~,~"),
-        ("/root/", "--data=/root/a", "--data=~/a"),
+        ("/ada", "/ada/a /adapt/b /data/ada/c", "~/a /adapt/b /data/ada/c"),
+        ("/ada", "'/ada':/ada,/ada", "'~':~,~"),
+        ("/ada/", "--data=/ada/a", "--data=~/a"),
         ("/", "/data/a", "/data/a"),
     ],
 )
